@@ -1,0 +1,429 @@
+"""Settings: one model a step, profiles in YAML, `--set` overrides.
+
+The defaults are the Qwen Technical Report's numbers; each field says its unit and where its default comes from, by the
+evidence tags of the recipe: Q the report, C public code, I derived, U not stated, D a default of ours.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from components.core.chatml import LossMask
+from components.core.errors import UserError
+
+STEPS = ("base_model", "data_prep", "sft", "pmp", "reward_model", "ppo", "evaluate")
+
+
+def option(default: Any, text: str, *, source: str, unit: str = "", **limits: Any) -> Any:
+    """A field with its description, unit and the evidence for its default."""
+    extra: dict[str, Any] = {"source": source} | ({"unit": unit} if unit else {})
+    return Field(default, description=text, json_schema_extra=extra, **limits)
+
+
+class Config(BaseModel):
+    """Base of all sections: unknown keys are errors, and numbers must be finite."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null(cls, values: Any) -> Any:
+        """The text "null" means null where that is allowed: a pipeline parameter cannot hold a null (KFP SDK 2.17)."""
+        if not isinstance(values, dict) or "null" not in values.values():
+            return values
+        nullable = {name for name, field in cls.model_fields.items() if type(None) in get_args(field.annotation)}
+        return {name: None if value == "null" and name in nullable else value for name, value in values.items()}
+
+
+class Resources(Config):
+    """What one step runs on."""
+
+    processes: int = option(1, "training processes on each node (one a GPU)", source="D", ge=1, le=64)
+    threads: int = option(0, "CPU threads of each process; 0 shares the machine's cores evenly", source="D", ge=0)
+
+
+class Source(Config):
+    """One file, folder or glob of raw rows."""
+
+    path: str = option("", "file, folder or glob under the data root, or a whole URI", source="D")
+    adapter: Literal[
+        "chat", "instruction", "question_answer", "transcript", "comparison", "scored_responses", "text", "demo_world"
+    ] = option(..., "how rows are read; see components/data_prep/README.md", source="D")
+    name: str = option("", "name in reports; the path's stem when empty", source="D")
+    licence: str = option("unknown", "licence of the data, kept with every row", source="D")
+    columns: dict[str, str] = option({}, "this adapter's column name: the file's column name", source="D")
+    max_rows: int | None = option(None, "take at most so many rows", source="D", unit="rows", ge=1)
+    heldout_only: bool = option(False, "use the rows for evaluation alone", source="D")
+
+
+class Sources(Config):
+    """Raw data by role. No role may be empty for the steps that need it."""
+
+    sft: list[Source] = option([], "conversations to imitate", source="Q §3.1.1")
+    pmp: list[Source] = option([], "broad, weakly labelled comparisons", source="Q §3.2.1")
+    reward_model: list[Source] = option([], "carefully labelled comparisons", source="Q §3.2.1")
+    ppo: list[Source] = option([], "prompts; responses are dropped where there are any", source="Q §3.2.2")
+    pretrain: list[Source] = option(
+        [], "plain text, for the ptx gradient and for a base model made here", source="Q §3.2.2"
+    )
+
+
+class Init(Config):
+    """A small base model made from the run's own text, for machines with no network."""
+
+    architecture: Literal["qwen2", "qwen3", "llama"] = option("qwen2", "model family", source="D")
+    vocabulary: int = option(1024, "byte-level BPE tokens, control tokens included", source="D", unit="tokens", ge=300)
+    hidden: int = option(128, "hidden size", source="D", ge=8)
+    layers: int = option(3, "transformer layers", source="D", ge=1)
+    heads: int = option(4, "attention heads", source="D", ge=1)
+    key_value_heads: int = option(4, "key and value heads", source="D", ge=1)
+    intermediate: int = option(320, "width of the MLP", source="D", ge=8)
+    max_positions: int = option(1024, "longest sequence", source="D", unit="tokens", ge=16)
+    init_std: float = option(0.05, "standard deviation of the initial weights", source="D", gt=0)
+    steps: int = option(1000, "pretraining steps", source="D", unit="optimiser steps", ge=0)
+    batch_size: int = option(32, "sequences a step", source="D", unit="sequences", ge=1)
+    length: int = option(64, "length of a pretraining sequence", source="D", unit="tokens", ge=8)
+    learning_rate: float = option(2e-3, "peak learning rate, cosine to a tenth", source="D", gt=0)
+    warmup_steps: int = option(50, "linear warm-up", source="D", unit="optimiser steps", ge=0)
+    shuffle: bool = option(
+        False, "shuffle the text; else its order is kept, so that a source can be a curriculum", source="D"
+    )
+
+    @model_validator(mode="after")
+    def _shapes(self) -> Self:
+        if self.hidden % self.heads or self.heads % self.key_value_heads:
+            raise ValueError("hidden must be a multiple of heads, and heads of key_value_heads")
+        return self
+
+
+class Splits(Config):
+    """Prompts are split by a hash of their user turns, so that all rows of a prompt fall in one part."""
+
+    heldout: float = option(0.05, "share of prompts kept for evaluation", source="D", unit="ratio", ge=0, lt=1)
+    ppo: float = option(
+        0.0, "share of prompts used by PPO alone; 0 lets PPO use the training prompts of its own sources", source="D",
+        unit="ratio", ge=0, lt=1,
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _leaves_training(self) -> Self:
+        if self.heldout + self.ppo >= 1:
+            raise ValueError("heldout and ppo together must leave a share for training (below 1)")
+        return self
+
+
+class BaseModelConfig(Config):
+    """Bring or make the base model."""
+
+    model: str = option("init", "a hub id, an s3:// or file:// folder, or 'init' to make a small one", source="D")
+    revision: str = option("main", "revision of a hub model; pin a commit for a real run", source="D")
+    add_control_tokens: bool = option(
+        True, "add the ChatML control tokens, trainable, where the tokenizer lacks them", source="C QwenLM/Qwen README"
+    )
+    init: Init = option(Init(), "used when model is 'init'", source="D")
+    sources: Sources = option(Sources(), "raw text for 'init'; a profile repeats data_prep's here", source="D")
+    splits: Splits = option(Splits(), "held-out prompts are kept out of that text; as data_prep's", source="D")
+    resources: Resources = option(Resources(), "what the step runs on", source="D")
+
+
+class DataPrepConfig(Config):
+    """Raw data in; checked, split, tokenised rows out."""
+
+    sources: Sources = option(Sources(), "raw data by role", source="Q §3.1.1, §3.2")
+    max_length: int = option(
+        2048, "longest conversation; see the step's README for what is cut", source="Q §3.1.2", unit="tokens", ge=16
+    )
+    max_prompt_length: int = option(
+        1536, "longest PPO prompt; longer ones are dropped, never cut", source="D", unit="tokens", ge=8
+    )
+    document_length: int = option(
+        2048, "pretraining text is cut into sequences of this length", source="Q §2.4", unit="tokens", ge=8
+    )
+    loss_mask: LossMask = option("assistant_only", "which tokens SFT trains", source="Q §3.1.2 and D")
+    min_gap: float = option(0.0, "a pair needs a score difference above this", source="D", ge=0)
+    max_pairs_per_prompt: int | None = option(
+        None, "keep at most so many pairs a prompt", source="D", unit="pairs", ge=1
+    )
+    splits: Splits = option(Splits(), "train, PPO and held-out parts", source="D")
+    max_rejected_ratio: float = option(
+        0.5, "more rejected rows than this in one source stop the step", source="D", unit="ratio", ge=0, le=1
+    )
+    resources: Resources = option(Resources(), "what the step runs on", source="D")
+
+
+class Optimiser(Config):
+    """AdamW on fp32 weights, decay on matrices only, gradients clipped by their global norm."""
+
+    beta1: float = option(0.9, "AdamW beta 1", source="Q §3.1.2", ge=0, lt=1)
+    beta2: float = option(0.95, "AdamW beta 2", source="Q §3.1.2", ge=0, lt=1)
+    epsilon: float = option(1e-8, "AdamW epsilon", source="Q §3.1.2", gt=0)
+    weight_decay: float = option(0.1, "weight decay on matrices", source="Q §3.1.2", ge=0)
+    clip: float = option(1.0, "largest global gradient norm", source="Q §3.1.2", gt=0)
+
+
+class Trainer(Config):
+    """What the four trainers share."""
+
+    optimiser: Optimiser = option(Optimiser(), "AdamW", source="Q §3.1.2")
+    micro_batch_tokens: int = option(
+        16384, "padded tokens in one forward pass; does not change the result", source="D", unit="tokens", ge=16
+    )
+    precision: Literal["fp32", "bf16"] = option(
+        "bf16", "arithmetic of the forward pass; weights stay fp32", source="Q §2.4 (pretraining)"
+    )
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass", source="D")
+    checkpoint_every: int = option(
+        500, "steps (iterations for PPO) between checkpoints; 0 for none", source="D", unit="steps", ge=0
+    )
+    keep_checkpoints: int = option(2, "complete checkpoints to keep", source="D", unit="checkpoints", ge=1)
+    metrics_port: int = option(9464, "Prometheus port of rank 0; 0 serves none", source="D", ge=0, le=65535)
+    resources: Resources = option(Resources(), "what the step runs on", source="D")
+
+
+class SFTConfig(Trainer):
+    """Supervised fine-tuning: next-token loss on assistant tokens."""
+
+    steps: int | None = option(
+        4000, "optimiser steps; null takes `epochs` instead", source="Q §3.1.2", unit="optimiser steps", ge=1
+    )
+    epochs: float = option(1.0, "passes over the data when steps is null", source="D", unit="epochs", gt=0)
+    batch_size: int = option(128, "conversations an optimiser step", source="Q §3.1.2 (unit I)", unit="sequences", ge=1)
+    learning_rate: float = option(2e-6, "peak learning rate", source="Q §3.1.2", gt=0)
+    warmup_steps: int = option(1430, "linear warm-up", source="Q §3.1.2 (shape D)", unit="optimiser steps", ge=0)
+    schedule: Literal["constant", "cosine_to_10pct"] = option(
+        "constant", "learning rate after the warm-up", source="U, D"
+    )
+    dropout: float = option(
+        0.1, "attention dropout, where Hugging Face models have it", source="Q §3.1.2 (place U, D)", ge=0, lt=1
+    )
+
+
+class RewardConfig(Trainer):
+    """Bradley-Terry on all strict pairs of a prompt; PMP and reward model alike."""
+
+    epochs: float = option(1.0, "passes over the data", source="Q §3.2.1 (PMP: I)", unit="epochs", gt=0)
+    batch_size: int = option(
+        64, "pairs an optimiser step; a prompt's pairs stay together", source="Q §3.2.1 (unit D)", unit="pairs", ge=1
+    )
+    learning_rate: float = option(3e-6, "learning rate", source="Q §3.2.1", gt=0)
+    warmup_steps: int = option(0, "linear warm-up, then constant", source="U, D", unit="optimiser steps", ge=0)
+    head: Literal["mlp", "linear"] = option(
+        "mlp", "Linear-ReLU-Linear, or one Linear, on the final <|im_end|>", source="I, ChatLearn and WorldPM"
+    )
+    margin: bool = option(False, "subtract the pair's score gap inside the sigmoid", source="D, Llama 2")
+    centring: float = option(
+        0.0, "weight of (r_chosen + r_rejected)^2, which keeps scores around 0", source="D, TRL", ge=0
+    )
+
+
+class KLController(Config):
+    """A fixed KL coefficient, or one that follows a target (Ziegler et al. 2019)."""
+
+    kind: Literal["fixed", "adaptive"] = option("fixed", "how the coefficient moves", source="Q §3.2.2 (fixed: D)")
+    target: float = option(6.0, "KL that the adaptive controller aims at", source="D", unit="nats a response", gt=0)
+    horizon: int = option(10000, "how slowly it moves", source="D", unit="responses", ge=1)
+
+
+class Ptx(Config):
+    """The pretraining gradient against the alignment tax."""
+
+    coefficient: float = option(
+        0.0, "weight beside the PPO loss, both token means; 0 turns it off", source="U, D", ge=0
+    )
+    sequences_per_response: float = option(8.0, "pretraining sequences for each response", source="S InstructGPT", gt=0)
+
+
+class PPOConfig(Trainer):
+    """PPO with a value model, a KL penalty, and a value-only warm-up."""
+
+    optimiser: Optimiser = option(
+        Optimiser(weight_decay=0.0), "AdamW, of policy and value model", source="D, InstructGPT"
+    )
+    iterations: int = option(500, "rollout iterations, warm-up included", source="U, D", unit="iterations", ge=1)
+    value_warmup_iterations: int = option(
+        50, "iterations that train the value model alone", source="Q §3.2.2 (unit U)", unit="iterations", ge=0
+    )
+    prompts_per_iteration: int = option(
+        256, "prompts of one rollout, over all ranks", source="U, ChatLearn", unit="prompts", ge=1
+    )
+    responses_per_prompt: int = option(2, "responses sampled for each prompt", source="Q §3.2.2", ge=1)
+    mini_batch_size: int = option(
+        64, "responses an optimiser step, over all ranks", source="U, InstructGPT", unit="responses", ge=1
+    )
+    epochs: int = option(1, "passes over each rollout", source="U, InstructGPT", ge=1)
+    policy_learning_rate: float = option(1e-6, "learning rate of the policy", source="Q §3.2.2", gt=0)
+    value_learning_rate: float = option(5e-6, "learning rate of the value model", source="Q §3.2.2", gt=0)
+    max_new_tokens: int = option(512, "longest response", source="U, ChatLearn", unit="tokens", ge=1)
+    temperature: float = option(1.0, "sampling temperature; log-probabilities use it too", source="U, ChatLearn", gt=0)
+    top_p: float = option(
+        0.9, "nucleus of the sampling; log-probabilities are of the whole distribution", source="Q §3.2.2", gt=0, le=1
+    )
+    clip: float = option(0.2, "policy ratio clip", source="U, InstructGPT", gt=0)
+    value_clip: float = option(0.15, "value clip around the rollout's value", source="Q §3.2.2", gt=0)
+    gamma: float = option(1.0, "discount", source="U, InstructGPT", ge=0, le=1)
+    gae_lambda: float = option(0.95, "GAE lambda", source="U, ChatLearn", ge=0, le=1)
+    whiten_advantages: bool = option(True, "mean 0, deviation 1 over all response tokens of a rollout", source="U, D")
+    kl_coefficient: float = option(0.04, "KL penalty a token", source="Q §3.2.2", ge=0)
+    kl_reduction: Literal["sum", "mean"] = option(
+        "sum", "sum: as is for each token; mean: divided by the response length", source="U, InstructGPT"
+    )
+    kl_controller: KLController = option(KLController(), "how the KL coefficient moves", source="D")
+    reward_normalisation: Literal["mean", "mean_std", "none"] = option(
+        "mean", "by running moments of the raw scores", source="Q §3.2.2 (std: U)"
+    )
+    reward_clip: float = option(10.0, "largest absolute score after normalisation", source="U, D", gt=0)
+    truncation: Literal["replace", "subtract", "none"] = option(
+        "replace", "what a response without an end gets", source="U, D"
+    )
+    truncation_score: float = option(-1.0, "that score, or what is added to the score", source="U, N+ details")
+    entropy_coefficient: float = option(0.0, "entropy bonus", source="U, Secrets of RLHF I advises none", ge=0)
+    ptx: Ptx = option(Ptx(), "pretraining gradient", source="Q §3.2.2 (coefficient U)")
+
+
+class EvaluateConfig(Config):
+    """Scores, calibration and the report."""
+
+    ground_truth: Literal["none", "demo_world"] = option("none", "a scorer that knows the right answer", source="D")
+    prompts: int = option(512, "held-out prompts that each policy answers", source="D", unit="prompts", ge=1)
+    samples_per_prompt: int = option(1, "responses a policy gives to each prompt", source="D", ge=1)
+    max_new_tokens: int = option(512, "longest response", source="D", unit="tokens", ge=1)
+    temperature: float = option(1.0, "sampling temperature", source="U, D", gt=0)
+    top_p: float = option(0.9, "nucleus of the sampling", source="Q §3.2.2", gt=0, le=1)
+    batch_tokens: int = option(16384, "padded tokens in one forward pass", source="D", unit="tokens", ge=16)
+    bootstrap: int = option(2000, "resamples behind each interval", source="D", ge=100)
+    calibration_bins: int = option(10, "bins of the reliability plot and the ECE", source="D", ge=2)
+    conversations: int = option(12, "sample conversations in the report", source="D", ge=0)
+    comparison: Source = option(
+        Source(adapter="comparison"), "how raw files given as --input comparisons are read", source="D"
+    )
+    resources: Resources = option(Resources(), "what the step runs on", source="D")
+
+
+STEP_CONFIGS: dict[str, type[Config]] = {
+    "base_model": BaseModelConfig,
+    "data_prep": DataPrepConfig,
+    "sft": SFTConfig,
+    "pmp": RewardConfig,
+    "reward_model": RewardConfig,
+    "ppo": PPOConfig,
+    "evaluate": EvaluateConfig,
+}
+
+
+class Profile(Config):
+    """A whole run."""
+
+    name: str = option("custom", "name of the profile", source="D")
+    description: str = option("", "one line for people", source="D")
+    seed: int = option(0, "seed of the run; every random choice follows from it", source="D", ge=0, lt=2**31)
+    base_model: BaseModelConfig = option(BaseModelConfig(), "the base model", source="Q §3")
+    data_prep: DataPrepConfig = option(DataPrepConfig(), "the data", source="Q §3.1.1")
+    sft: SFTConfig = option(SFTConfig(), "supervised fine-tuning", source="Q §3.1")
+    pmp: RewardConfig = option(RewardConfig(), "preference-model pretraining", source="Q §3.2.1")
+    reward_model: RewardConfig = option(RewardConfig(), "reward-model fine-tuning", source="Q §3.2.1")
+    ppo: PPOConfig = option(PPOConfig(), "PPO", source="Q §3.2.2")
+    evaluate: EvaluateConfig = option(EvaluateConfig(), "evaluation", source="Q §3.3")
+
+
+def step_config(step: str, values: dict[str, Any], where: str = "spec.json") -> Any:
+    """Check one step's section. Raises UserError naming `where`, the dotted path and the allowed values."""
+    return _validate(STEP_CONFIGS[step], values, f"{where}: {step}")
+
+
+def load_profile(path: Path, overrides: list[str] | None = None, shipped: Path | None = None) -> Profile:
+    """Read a profile, follow its `extends`, apply `key.path=value` overrides and check it all.
+
+    `extends` names a profile beside the file or, else, in the folder `shipped`.
+    """
+    values = _read_profile(path, shipped or path.parent, seen=())
+    for override in overrides or []:
+        _apply_override(values, override)
+    values.setdefault("name", path.stem)
+    return _validate(Profile, values, str(path.name))
+
+
+def _read_profile(path: Path, shipped: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path in seen:
+        raise UserError(f"{path.name}: profiles extend each other in a circle")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no profile {path}; `kubealign validate --help` lists the shipped ones") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path.name}: not a YAML file ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path.name}: a profile is a mapping of sections")
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values
+    beside = path.with_name(f"{parent}.yaml")
+    # A profile of one's own may have the name of the shipped one that it extends.
+    found = beside if beside.is_file() and beside != path else shipped / f"{parent}.yaml"
+    return merge(_read_profile(found, shipped, (*seen, path)), values)
+
+
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`changes` over `base`, mapping by mapping; lists are replaced whole."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path.strip():
+        raise UserError(f"--set {override}: write it as section.key=value, such as ppo.kl_coefficient=0.02")
+    *parents, last = path.strip().split(".")
+    for parent in parents:
+        child = values.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise UserError(f"--set {override}: {parent} is a value, not a section")
+        values = child
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: the value is not YAML") from error
+    # YAML 1.1 reads 1e-6 (no dot) as text.
+    values[last] = _number(value) if isinstance(value, str) else value
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _validate(model: type[Config], values: dict[str, Any], where: str) -> Any:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UserError("; ".join(_explain(model, item, where) for item in error.errors())) from None
+
+
+def _explain(model: type[Config], item: Any, where: str) -> str:
+    dotted = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        known = _fields_at(model, item["loc"][:-1])
+        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+        return f"{where}: unknown key {dotted}; {hint}"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{where}: {dotted or 'settings'} = {item['input']!r:.80}: {message[0].lower() + message[1:]}"
+
+
+def _fields_at(model: type[Config], path: tuple[Any, ...]) -> list[str]:
+    """Names of the fields of the section at `path`; list indices lead into the list's element type."""
+    annotation: Any = model
+    for part in path:
+        if isinstance(part, str) and isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            annotation = annotation.model_fields[part].annotation
+        for argument in getattr(annotation, "__args__", ()):
+            if isinstance(argument, type) and issubclass(argument, BaseModel):
+                annotation = argument
+    return list(annotation.model_fields) if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []

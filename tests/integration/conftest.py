@@ -1,0 +1,137 @@
+"""A real S3 server for the tests: versitygw, built once from its pinned Go module, one process a test worker."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import boto3
+import pytest
+from botocore.config import Config
+
+MODULE = Path(__file__).parent / "versitygw"
+CACHE = Path(__file__).parents[2] / ".cache"
+BUILD_SECONDS = 1200
+READY_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class S3Server:
+    endpoint: str
+    access_key: str
+    secret_key: str
+    folder: Path
+    """Where the server keeps objects as plain files, `<bucket>/<key>`: a test can damage them behind its back."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The standard AWS variables that make any client use this server."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def client(self):  # type: ignore[no-untyped-def]
+        """A plain boto3 client, to look at the server without the code under test."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            region_name="us-east-1",
+            config=Config(s3={"addressing_style": "path"}),
+        )
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A running S3 server with an empty store. Skips only where there is no Go to build it with."""
+    program = _build_versitygw()
+    root = tmp_path_factory.mktemp("s3")
+    for name in ("data", "sidecar"):
+        (root / name).mkdir()
+    with (root / "log").open("wb") as log:
+        process, endpoint = _start(program, root, log)
+        try:
+            yield S3Server(endpoint, "testkey", "testsecret1", root / "data")
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@pytest.fixture
+def s3_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a new bucket; the environment points at its server, and retries are short."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("KUBEALIGN_STORE_BACKOFF_SECONDS", "0.01")
+    bucket = f"test-{uuid.uuid4().hex[:12]}"
+    s3_server.client().create_bucket(Bucket=bucket)
+    return bucket
+
+
+def _build_versitygw() -> Path:
+    """The server's program; go.sum pins all of its sources by hash. One worker builds, the others wait for the lock."""
+    if shutil.which("go") is None:
+        pytest.skip("the S3 tests need Go to build versitygw, and there is none on PATH")
+    pins = hashlib.sha256((MODULE / "go.mod").read_bytes() + (MODULE / "go.sum").read_bytes()).hexdigest()
+    program = CACHE / "bin" / f"versitygw-{pins[:12]}"
+    program.parent.mkdir(parents=True, exist_ok=True)
+    (CACHE / ".gitignore").write_text("*\n")
+    with (program.parent / "versitygw.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not program.exists():
+            draft = program.with_name(f"{program.name}.{os.getpid()}")
+            command = ["go", "build", "-mod=readonly", "-o", str(draft), "github.com/versity/versitygw/cmd/versitygw"]
+            environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off"}
+            built = subprocess.run(
+                command, cwd=MODULE, env=environment, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False
+            )
+            if built.returncode:
+                pytest.fail(f"versitygw cannot be built in {MODULE}:\n{built.stderr[-2000:]}", pytrace=False)
+            draft.replace(program)
+    return program
+
+
+def _start(program: Path, root: Path, log) -> tuple[subprocess.Popen[bytes], str]:  # type: ignore[no-untyped-def]
+    """Start the server on a free port and wait until it answers. Another process may take the port first: try again."""
+    for _ in range(3):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        # The sidecar holds metadata that would need extended attributes, which not every file system has.
+        options = ["--port", address, "--quiet", "--health", "/health", "posix", "--sidecar", str(root / "sidecar")]
+        environment = {**os.environ, "ROOT_ACCESS_KEY": "testkey", "ROOT_SECRET_KEY": "testsecret1"}
+        process = subprocess.Popen(
+            [str(program), *options, str(root / "data")], env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
+        deadline = time.monotonic() + READY_SECONDS
+        while process.poll() is None and time.monotonic() < deadline:
+            try:
+                with urllib.request.urlopen(f"http://{address}/health", timeout=1):
+                    return process, f"http://{address}"
+            except OSError:
+                time.sleep(0.05)
+        process.kill()
+        process.wait()
+    pytest.fail(f"versitygw does not answer:\n{(root / 'log').read_text()[-2000:]}", pytrace=False)
