@@ -1,0 +1,106 @@
+"""Bring the base model, or make a small one (a machine without a network has no hub).
+
+A made one is a Qwen2, Qwen3 or Llama of a few layers with a byte-level BPE tokenizer trained on the run's own text, and
+pretrained on that text with the next-token loss, as the report's §2 does at scale.
+"""
+
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from components.base_model.bring import bring
+from components.base_model.init import build_model, pack, train_tokenizer
+from components.core.config import BaseModelConfig, Optimiser, Sources, Trainer
+from components.core.seeds import seed_for
+from components.core.step import Step
+from components.data_prep.sources import plain_texts
+from components.training.checkpoint import scratch_folder
+from components.training.data import row_order
+from components.training.engine import Engine
+from components.training.loop import Loop
+from components.training.models import save_policy
+from components.training.runtime import Runtime, running
+from components.training.schedule import learning_rate
+from components.training.scoring import token_nll
+
+log = logging.getLogger(__name__)
+_TOKENIZER_CHARACTERS = 4_000_000
+
+
+def work(step: Step) -> None:
+    """Input: data_root (raw files), for 'init' alone. Output: a model folder whose tokenizer has the control tokens."""
+    config: BaseModelConfig = step.config
+    if config.model != "init":
+        folder = scratch_folder(step, "output")
+        bring(config, folder, step.work / "download")
+        step.finish({"model": folder}, {"model": config.model})
+        shutil.rmtree(step.work / "download", ignore_errors=True)
+        return
+    with running(step) as runtime:
+        _make(step, config, runtime)
+
+
+def _make(step: Step, config: BaseModelConfig, runtime: Runtime) -> None:
+    init = config.init
+    # The tokenizer is a function of the text alone, so every rank makes the same one.
+    folder = step.work / f"tokenizer-{runtime.rank}"
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = train_tokenizer(_vocabulary_text(step, config), init.vocabulary, folder)
+    torch.manual_seed(seed_for(step.spec.seed, "init"))
+    model = build_model(init, tokenizer)
+    model.to(runtime.device)  # type: ignore[arg-type]
+    model.train()
+    engine = Engine(model, Optimiser(), runtime)
+    settings = Trainer(precision="fp32", checkpoint_every=0, metrics_port=0)
+    loop = Loop(step, settings, runtime, {"model": engine})
+    rows = np.empty((0, init.length))
+    if init.steps:
+        texts = _texts(step, config, Sources(pretrain=config.sources.pretrain))
+        rows = pack((text for _, text in texts), tokenizer, init.length)
+    if init.shuffle:
+        rows = rows[row_order(len(rows), seed_for(step.spec.seed, "pretrain"), 0)]
+    for number in loop.steps(init.steps):
+        batch = rows[np.arange(number * init.batch_size, (number + 1) * init.batch_size) % len(rows)]
+        mine = torch.from_numpy(batch[runtime.rank :: runtime.world]).to(runtime.device)
+        nll = token_nll(model, mine, torch.ones_like(mine), mine)
+        loss = nll.sum() / (len(batch) * (init.length - 1))
+        engine.backward(loss)
+        rate = learning_rate(
+            number, peak=init.learning_rate, warmup=init.warmup_steps, total=init.steps, shape="cosine_to_10pct"
+        )
+        norm = engine.step(rate)
+        loop.log(
+            training_loss=float(runtime.sum(loss.detach().clone())),
+            training_learning_rate=rate,
+            training_grad_norm=norm,
+            training_tokens_total=batch.size,
+            training_samples_total=len(batch),
+        )
+    peak = runtime.peak_rss()
+    if runtime.is_main:
+        output = scratch_folder(step, "output")
+        model.eval()
+        save_policy(model, output, folder)
+        parameters = sum(p.numel() for p in model.parameters())
+        step.finish({"model": output}, {"parameters": parameters, "steps": init.steps, "sequences": len(rows)}, peak)
+        loop.close()
+    runtime.barrier()
+    shutil.rmtree(folder)
+
+
+def _texts(step: Step, config: BaseModelConfig, sources: Sources) -> Iterator[tuple[str, str]]:
+    """(role, text) of the sources' rows, held-out prompts left out."""
+    return plain_texts(sources, step.spec.inputs.get("data_root", ""), step.spec.seed, config.splits)
+
+
+def _vocabulary_text(step: Step, config: BaseModelConfig) -> Iterator[str]:
+    """Text of every role, so that the tokenizer knows the words of all; the first few million characters of each."""
+    sizes: Counter[str] = Counter()
+    for role, text in _texts(step, config, config.sources):
+        if sizes[role] < _TOKENIZER_CHARACTERS:
+            sizes[role] += len(text)
+            yield text

@@ -1,0 +1,1 @@
+"""Preference-model pretraining: the reward model's trainer on broad, weakly labelled comparisons."""

@@ -1,0 +1,178 @@
+"""Experience: sampled responses with everything that the updates need, the same on every rank."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from components.core.chatml import ChatTokenizer
+from components.core.config import PPOConfig
+from components.core.seeds import seed_for
+from components.ppo.advantages import gae, whiten
+from components.ppo.rewards import KLCoefficient, RunningMoments, final_score, token_rewards
+from components.reward_model.model import RewardModel
+from components.training.data import mask_of, micro_batches, pad
+from components.training.models import hidden_states
+from components.training.runtime import Runtime
+from components.training.sampling import sample
+from components.training.scoring import response_log_probs, response_positions
+
+
+@dataclass(kw_only=True)
+class Experience:
+    """One response. Arrays are (response tokens,), on the CPU."""
+
+    sequence: list[int]
+    start: int
+    truncated: bool
+    raw_score: float
+    log_probs: torch.Tensor
+    reference: torch.Tensor
+    values: torch.Tensor
+    advantages: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    returns: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @property
+    def response(self) -> list[int]:
+        return self.sequence[self.start :]
+
+
+@dataclass(frozen=True)
+class Models:
+    """The four models of PPO."""
+
+    policy: PreTrainedModel
+    reference: PreTrainedModel
+    value: RewardModel
+    reward: RewardModel
+
+
+def collect(
+    models: Models,
+    prompts: Sequence[Sequence[int]],
+    coordinates: tuple[int, int],
+    config: PPOConfig,
+    tokenizer: ChatTokenizer,
+    runtime: Runtime,
+) -> list[Experience]:
+    """Responses of this iteration's prompts, sampled and scored by all ranks, on every rank in the same order.
+
+    `coordinates` are (run seed, iteration): a response's draws depend on them, its prompt's number and its own, so the
+    number of ranks does not change them.
+    """
+    seed, iteration = coordinates
+    jobs = [(p, s) for p in range(len(prompts)) for s in range(config.responses_per_prompt)]
+    mine = [job for job in jobs if job[0] % runtime.world == runtime.rank]
+    rows = [list(prompts[p]) for p, _ in mine]
+    with runtime.autocast():
+        responses = sample(
+            models.policy,
+            rows,
+            seeds=[seed_for(seed, "rollout", iteration, p, s) for p, s in mine],
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            stop_ids=tokenizer.stop_ids,
+            pad_id=tokenizer.pad,
+            batch_tokens=config.micro_batch_tokens,
+        )
+        scoring = {"temperature": config.temperature, "batch_tokens": config.micro_batch_tokens}
+        ids = [response.ids for response in responses]
+        old = response_log_probs(models.policy, rows, ids, **scoring)  # type: ignore[arg-type]
+        reference = response_log_probs(models.reference, rows, ids, **scoring)  # type: ignore[arg-type]
+        sequences = [row + answer for row, answer in zip(rows, ids, strict=True)]
+        scores = models.reward.score(sequences, config.micro_batch_tokens)
+        values = response_values(models.value, sequences, [len(row) for row in rows], config.micro_batch_tokens)
+    # A response that stopped at <|im_start|> or <|endoftext|> has no <|im_end|> to read a score off: as unfinished.
+    found = [
+        Experience(
+            sequence=sequences[i],
+            start=len(rows[i]),
+            truncated=ids[i][-1] != tokenizer.im_end,
+            raw_score=scores[i],
+            log_probs=old[i],
+            reference=reference[i],
+            values=values[i],
+        )
+        for i in range(len(mine))
+    ]
+    everyone = dict(pair for part in runtime.gather(list(zip(mine, found, strict=True))) for pair in part)
+    return [everyone[job] for job in jobs]
+
+
+@torch.no_grad()
+def response_values(
+    model: RewardModel, sequences: Sequence[Sequence[int]], starts: Sequence[int], batch_tokens: int
+) -> list[torch.Tensor]:
+    """V of the state before each response token, on the CPU: read where that token is predicted."""
+    result = [torch.empty(0)] * len(sequences)
+    for group in micro_batches(range(len(sequences)), np.array([len(row) for row in sequences]), batch_tokens):
+        joined = token_values(model, [sequences[i] for i in group], [starts[i] for i in group])
+        parts = joined.cpu().split([len(sequences[i]) - starts[i] for i in group])
+        for i, part in zip(group, parts, strict=True):
+            result[i] = part
+    return result
+
+
+def token_values(model: RewardModel, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> torch.Tensor:
+    """(response tokens,) values of some rows, joined row after row."""
+    device = model.trunk.device
+    hidden = hidden_states(model.trunk, pad(sequences, 0).to(device), mask_of(sequences).to(device))
+    return model.read(hidden[:, :-1][response_positions(sequences, starts).to(device)])
+
+
+def reward(experience: list[Experience], moments: RunningMoments, kl: KLCoefficient, config: PPOConfig) -> None:
+    """Fill in advantages and returns. Moments see every finished response of all ranks before they normalise any."""
+    unread = config.truncation == "replace"
+    moments.update([item.raw_score for item in experience if not (item.truncated and unread)])
+    rewards = [
+        token_rewards(
+            item.log_probs,
+            item.reference,
+            final_score(item.raw_score, item.truncated, moments, config),
+            kl.value,
+            config.kl_reduction,
+        )
+        for item in experience
+    ]
+    padded = torch.nn.utils.rnn.pad_sequence
+    mask = padded([torch.ones(len(item.values)) for item in experience], batch_first=True)
+    advantages, returns = gae(
+        padded(rewards, batch_first=True),
+        padded([item.values for item in experience], batch_first=True),
+        mask,
+        config.gamma,
+        config.gae_lambda,
+    )
+    if config.whiten_advantages:
+        advantages = whiten(advantages, mask)
+    for row, item in enumerate(experience):
+        item.advantages, item.returns = advantages[row, : len(item.values)], returns[row, : len(item.values)]
+
+
+def statistics(experience: list[Experience]) -> dict[str, float]:
+    """What a person watches of a rollout; names as in core/metrics.py."""
+    scores = torch.tensor([item.raw_score for item in experience])
+    lengths = [len(item.response) for item in experience]
+    gaps = [item.log_probs - item.reference for item in experience]
+    values = torch.cat([item.values for item in experience])
+    returns = torch.cat([item.returns for item in experience])
+    spread = float(returns.var(unbiased=False))
+    return {
+        "ppo_reward_mean": float(scores.mean()),
+        "ppo_reward_std": float(scores.std(unbiased=False)),
+        "ppo_kl": sum(float(gap.sum()) for gap in gaps) / len(gaps),
+        "ppo_kl_k3": sum(float((torch.exp(-gap) - 1 + gap).sum()) for gap in gaps) / len(gaps),
+        "ppo_response_length_tokens": sum(lengths) / len(lengths),
+        "ppo_truncated_ratio": sum(item.truncated for item in experience) / len(experience),
+        "ppo_repetition_ratio": sum(repetition(item.response) for item in experience) / len(experience),
+        "ppo_value_explained_variance_ratio": 1 - float((returns - values).var(unbiased=False)) / max(spread, 1e-8),
+    }
+
+
+def repetition(tokens: Sequence[int], size: int = 3) -> float:
+    """Share of n-grams that occurred before in the same response."""
+    grams = [tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0

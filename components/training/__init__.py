@@ -1,0 +1,1 @@
+"""The engine under the four trainers. No trainer's loss in here."""

@@ -1,0 +1,86 @@
+"""Processes, devices and precision: the same trainer code on a CPU, one GPU or many ranks."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from components.core.step import Step, peak_rss
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """This process among its peers."""
+
+    rank: int
+    world: int
+    device: torch.device
+    precision: str
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """bf16 arithmetic over fp32 weights, or nothing."""
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says so. Every rank must call it, so that all leave the loop at the same step."""
+        if self.world == 1:
+            return flag
+        return bool(self.sum(torch.tensor([float(flag)], device=self.device)).item())
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, on every rank, in rank order."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def peak_rss(self) -> int:
+        """Peak resident memory of all ranks together, in bytes."""
+        return sum(self.gather(peak_rss()))
+
+
+@contextlib.contextmanager
+def running(step: Step, precision: str = "fp32") -> Iterator[Runtime]:
+    """Join the other ranks that torchrun started, fetch inputs once a machine, and leave in good order."""
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    # A GPU kernel that adds in another order each time would make a resumed run differ.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    if local_rank == 0:
+        step.fetch_inputs()
+    if world > 1:
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(minutes=30))
+    runtime = Runtime(rank, world, device, precision)
+    try:
+        runtime.barrier()
+        yield runtime
+    finally:
+        # A group left open aborts the other ranks when this one exits first.
+        if dist.is_initialized():
+            dist.destroy_process_group()
