@@ -1,0 +1,1 @@
+"""Raw data in; checked, split, deduplicated, tokenised rows out. See README.md."""

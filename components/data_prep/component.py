@@ -1,0 +1,45 @@
+"""data_prep as a pipeline component."""
+
+from typing import Any, NamedTuple
+
+from kfp import dsl
+
+from components.launch.pipeline_step import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def data_prep(
+    config: dict[str, Any],
+    data_root: str,
+    base_model: str,
+    root: str,
+    run: str,
+    seed: int,
+    resume: bool,
+    dataset: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+) -> NamedTuple(  # type: ignore[valid-type]
+    "Outputs",
+    [("sft_uri", str), ("pmp_uri", str), ("reward_model_uri", str), ("ppo_uri", str), ("pretrain_uri", str)],
+):
+    """Raw data in; checked, split, tokenised rows out, one folder a role.
+
+    Args:
+        config: The profile's data_prep section.
+        data_root: Folder or URI under which the raw data lies; may be empty.
+        base_model: URI of the base model, for its tokenizer.
+        root: The store: a folder or s3://bucket/prefix.
+        run: Run id; outputs go to <root>/runs/<run>.
+        seed: Seed of the run.
+        resume: Keep finished steps whatever code made them.
+        dataset: The data's lineage; the data themselves lie at the URIs.
+        metrics: Rows kept and rejected, by role and rule.
+    """
+    from components.launch.pipeline_step import describe, describe_metrics, run_component
+
+    inputs = {"data_root": data_root, "base_model": base_model}
+    result = run_component("data_prep", config, inputs, root, run, seed, resume)
+    describe_metrics(metrics, result)
+    describe(dataset, result, "sft")
+    dataset.metadata.update({f"location_{role}": uri for role, uri in result.outputs.items()})
+    return tuple(result.outputs.get(role, "") for role in ("sft", "pmp", "reward_model", "ppo", "pretrain"))

@@ -1,0 +1,73 @@
+"""A source's rows, read, adapted and checked. base_model reads its raw text through here, too."""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+from components.core.config import Source, Sources, Splits
+from components.core.records import DATA_ROLES
+from components.data_prep import split
+from components.data_prep.adapters import Document, Item, Judged, adapt, check_source
+from components.data_prep.checks import Reject
+from components.data_prep.readers import RawRow, read
+
+OnReject = Callable[[RawRow, str], None]
+
+
+def raw_rows(source: Source, role: str, data_root: str, seed: int) -> Iterator[RawRow]:
+    """At most `max_rows` raw rows. The demo world writes its own, from the run's seed."""
+    if source.adapter == "demo_world":
+        from components.demo_world.generate import rows  # only a run that asks for it needs it
+
+        for number, row in enumerate(rows(role, seed, source.max_rows), 1):
+            yield RawRow(f"demo_world:{number}", row)
+    else:
+        yield from islice(read(source.path, data_root), source.max_rows)
+
+
+def items(
+    source: Source, role: str, data_root: str, seed: int, on_reject: OnReject | None = None
+) -> Iterator[tuple[RawRow, Item]]:
+    """The rows that pass all checks; the others are told to `on_reject` with their rule."""
+    check_source(role, source)
+    for raw in raw_rows(source, role, data_root, seed):
+        try:
+            if raw.rule:
+                raise Reject(raw.rule)
+            item = adapt(source, role, raw.row)
+        except Reject as refused:
+            if on_reject:
+                on_reject(raw, refused.rule)
+            continue
+        yield raw, item
+
+
+def heldout_keys(sources: Sources, data_root: str, seed: int) -> frozenset[bytes]:
+    """Keys of all prompts that some source keeps for evaluation alone."""
+    found: set[bytes] = set()
+    for role in DATA_ROLES:
+        for source in getattr(sources, role):
+            if source.heldout_only:
+                found.update(split.key_of(item) for _, item in items(source, role, data_root, seed))
+    return frozenset(found)
+
+
+def plain_texts(sources: Sources, data_root: str, seed: int, splits: Splits | None = None) -> Iterator[tuple[str, str]]:
+    """(role, text) of every training row as plain text, for making a tokenizer and a small base model.
+
+    Held-out prompts are left out; PPO's are not, because a base model may well have read them.
+    """
+    splits = splits or Splits()
+    held = heldout_keys(sources, data_root, seed)
+    for role in DATA_ROLES:
+        for source in getattr(sources, role):
+            for _, item in items(source, role, data_root, seed):
+                key = split.key_of(item)
+                if not source.heldout_only and key not in held and split.bucket(key, splits) != split.HELDOUT:
+                    yield role, _as_text(item)
+
+
+def _as_text(item: Item) -> str:
+    if isinstance(item, Document):
+        return item.text
+    said = [message["content"] for message in item.messages]
+    return "\n".join(said + (item.responses if isinstance(item, Judged) else []))
