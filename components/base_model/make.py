@@ -7,14 +7,13 @@ pretrained on that text with the next-token loss, as the report's §2 does at sc
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from components.base_model.bring import bring
 from components.base_model.init import build_model, pack, train_tokenizer
-from components.core.config import BaseModelConfig, Optimiser, Sources, Trainer
+from components.core.config import BaseModelConfig, Optimiser, Trainer
 from components.core.seeds import seed_for
 from components.core.step import Step
 from components.data_prep.sources import plain_texts
@@ -28,7 +27,7 @@ from components.training.schedule import learning_rate
 from components.training.scoring import token_nll
 
 log = logging.getLogger(__name__)
-_TOKENIZER_CHARACTERS = 4_000_000
+_TOKENIZER_CHARACTERS = 1_000_000
 
 
 def work(step: Step) -> None:
@@ -46,10 +45,11 @@ def work(step: Step) -> None:
 
 def _make(step: Step, config: BaseModelConfig, runtime: Runtime) -> None:
     init = config.init
+    sample, documents = read_text(step, config)
     # The tokenizer is a function of the text alone, so every rank makes the same one.
     folder = step.work / f"tokenizer-{runtime.rank}"
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer(_vocabulary_text(step, config), init.vocabulary, folder)
+    tokenizer = train_tokenizer(iter(sample), init.vocabulary, folder)
     torch.manual_seed(seed_for(step.spec.seed, "init"))
     model = build_model(init, tokenizer)
     model.to(runtime.device)  # type: ignore[arg-type]
@@ -59,8 +59,7 @@ def _make(step: Step, config: BaseModelConfig, runtime: Runtime) -> None:
     loop = Loop(step, settings, runtime, {"model": engine})
     rows = np.empty((0, init.length))
     if init.steps:
-        texts = _texts(step, config, Sources(pretrain=config.sources.pretrain))
-        rows = pack((text for _, text in texts), tokenizer, init.length)
+        rows = pack(iter(documents), tokenizer, init.length)
     if init.shuffle:
         rows = rows[row_order(len(rows), seed_for(step.spec.seed, "pretrain"), 0)]
     for number in loop.steps(init.steps):
@@ -92,15 +91,18 @@ def _make(step: Step, config: BaseModelConfig, runtime: Runtime) -> None:
     shutil.rmtree(folder)
 
 
-def _texts(step: Step, config: BaseModelConfig, sources: Sources) -> Iterator[tuple[str, str]]:
-    """(role, text) of the sources' rows, held-out prompts left out."""
-    return plain_texts(sources, step.spec.inputs.get("data_root", ""), step.spec.seed, config.splits)
+def read_text(step: Step, config: BaseModelConfig) -> tuple[list[str], list[str]]:
+    """(some text of every role, all pretraining documents), held-out prompts left out, in one pass over the sources.
 
-
-def _vocabulary_text(step: Step, config: BaseModelConfig) -> Iterator[str]:
-    """Text of every role, so that the tokenizer knows the words of all; the first few million characters of each."""
+    The tokenizer needs the words of all roles, but no more than the first characters of each.
+    """
     sizes: Counter[str] = Counter()
-    for role, text in _texts(step, config, config.sources):
+    sample, documents = [], []
+    data_root = step.spec.inputs.get("data_root", "")
+    for role, text in plain_texts(config.sources, data_root, step.spec.seed, config.splits):
         if sizes[role] < _TOKENIZER_CHARACTERS:
             sizes[role] += len(text)
-            yield text
+            sample.append(text)
+        if role == "pretrain":
+            documents.append(text)
+    return sample, documents

@@ -62,6 +62,8 @@ class LocalBackend:
         return {
             **environment_with_code(),
             "OMP_NUM_THREADS": str(threads),
+            # Threads that wait by spinning halve the speed as soon as another program wants a core.
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
             "TOKENIZERS_PARALLELISM": "false",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "KUBEALIGN_METRICS_ADDRESS": os.environ.get("KUBEALIGN_METRICS_ADDRESS", "127.0.0.1"),
