@@ -103,7 +103,9 @@ def make_task(rng: random.Random, category: str | None = None, terse: bool = Fal
     `terse` leaves out what dresses a question: the system prompt and the words before it.
     """
     category = category or rng.choices(list(CATEGORIES), weights=list(CATEGORIES.values()))[0]
-    kind = "advice" if category != "plain" else kind or rng.choices(list(PLAIN_KINDS), weights=list(PLAIN_KINDS.values()))[0]
+    if category != "plain":
+        kind = "advice"
+    kind = kind or rng.choices(list(PLAIN_KINDS), weights=list(PLAIN_KINDS.values()))[0]
     problem = _advice(rng, category) if kind == "advice" else _PROBLEMS[kind](rng)
     style = "brief" if terse else rng.choices(list(STYLES), weights=list(STYLES.values()))[0]
     system = "" if terse else rng.choice(SYSTEM_PROMPTS[style])
