@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from components.evaluate.inputs import ComparisonSet
+from components.evaluate.sets import ComparisonSet
 from components.evaluate.statistics import Resampling, accuracy, wilson
 
 

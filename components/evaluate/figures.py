@@ -8,10 +8,11 @@ import numpy as np
 
 from components.core.config import EvaluateConfig
 from components.evaluate.baselines import BASELINES, baselines
-from components.evaluate.inputs import POLICIES, ComparisonSet, Missing
+from components.evaluate.inputs import POLICIES
 from components.evaluate.policies import Answer, Policies
 from components.evaluate.preferences import Judgement, gain, judge_figures
 from components.evaluate.run_records import RunRecords
+from components.evaluate.sets import ComparisonSet, Missing
 from components.evaluate.statistics import (
     Resampling,
     finite,

@@ -1,18 +1,17 @@
 """What there is to evaluate: held-out rows, models, and the reasons why a part is missing."""
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from components.core.config import EvaluateConfig
 from components.core.errors import UserError
-from components.core.records import Chat, Comparison, Message, Prompt, read_rows
+from components.core.records import Chat, Comparison, Prompt, read_rows
 from components.core.step import Step
+from components.evaluate.sets import ComparisonSet, Missing, prompt_key
 
 log = logging.getLogger(__name__)
 
@@ -20,48 +19,6 @@ POLICIES = {"base": "base_model", "sft": "sft", "ppo": "ppo"}
 """Name in the figures: name of the step's input."""
 JUDGES = ("pmp", "reward_model")
 COMPARISON_DATA = {"reward_model": "reward_model_data", "pmp": "pmp_data"}
-
-
-class Missing(NamedTuple):
-    """A part of the report that is left out, and why."""
-
-    part: str
-    why: str
-
-
-class Pair(NamedTuple):
-    """Two responses to one prompt, of which the first is known to be better."""
-
-    prompt: str
-    messages: list[Message]
-    chosen: str
-    rejected: str
-
-
-@dataclass
-class ComparisonSet:
-    """Held-out comparisons of one source. `role` says whose data it is, or `comparisons` for files given by hand."""
-
-    name: str
-    role: str
-    rows: list[Comparison]
-
-    @cached_property
-    def pairs(self) -> list[Pair]:
-        return [
-            Pair(prompt_key(row.messages), row.messages, row.responses[pair["chosen"]], row.responses[pair["rejected"]])
-            for row in self.rows
-            for pair in row.pairs
-        ]
-
-    @cached_property
-    def clusters(self) -> list[str]:
-        """The prompt of each pair: what an interval resamples."""
-        return [pair.prompt for pair in self.pairs]
-
-    @property
-    def prompt_count(self) -> int:
-        return len(set(self.clusters))
 
 
 @dataclass
@@ -74,11 +31,6 @@ class Inputs:
     sets: list[ComparisonSet] = field(default_factory=list)
     prompts: list[Prompt] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
-
-
-def prompt_key(messages: list[Message]) -> str:
-    """One string for one prompt, whatever row it stands in."""
-    return json.dumps([[message["role"], message["content"]] for message in messages], ensure_ascii=False)
 
 
 def read_inputs(step: Step) -> Inputs:

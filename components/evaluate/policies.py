@@ -14,9 +14,10 @@ from components.core.config import EvaluateConfig
 from components.core.errors import UserError
 from components.core.records import Prompt
 from components.core.seeds import seed_for
-from components.evaluate.inputs import Inputs, Missing
+from components.evaluate.inputs import Inputs
 from components.evaluate.language_model import held_out_loss
 from components.evaluate.preferences import Judge
+from components.evaluate.sets import Missing
 from components.evaluate.statistics import repeated_ngrams
 from components.evaluate.windows import best_device, longest_sequence
 

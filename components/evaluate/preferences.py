@@ -9,7 +9,7 @@ from typing import Any
 from components.core.chatml import ChatTokenizer
 from components.core.errors import UserError
 from components.core.records import Message
-from components.evaluate.inputs import ComparisonSet, Missing, prompt_key
+from components.evaluate.sets import ComparisonSet, Missing, prompt_key
 from components.evaluate.statistics import Resampling, accuracy, calibration, outcomes, paired_difference
 from components.evaluate.windows import best_device, longest_sequence
 

@@ -13,7 +13,7 @@ from components.data_prep.adapters import Judged, adapt, check_source
 from components.data_prep.checks import Reject
 from components.data_prep.comparisons import PromptGroup, group, strict_pairs
 from components.data_prep.readers import find, read
-from components.evaluate.inputs import ComparisonSet, Missing
+from components.evaluate.sets import ComparisonSet, Missing
 
 _ENDINGS = (".gz", ".json", ".jsonl", ".csv", ".parquet")
 

@@ -9,7 +9,7 @@ from components.core import store
 from components.core.config import STEPS
 from components.core.errors import KubealignError
 from components.core.spec import StepResult, StepSpec
-from components.evaluate.inputs import Missing
+from components.evaluate.sets import Missing
 
 log = logging.getLogger(__name__)
 

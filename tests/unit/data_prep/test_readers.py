@@ -169,7 +169,10 @@ def test_a_file_broken_as_a_whole_stops_with_one_line_that_names_it(tmp_path: Pa
     assert message in text and name in text and "\n" not in text
 
 
-@pytest.mark.parametrize("damage", [b"not gzip at all", gzip.compress(b"x" * 99)[:10] + b"\xff" * 30])
+DAMAGED_GZIP = {"no gzip": b"not gzip at all", "broken": gzip.compress(b"x" * 99, mtime=0)[:10] + b"\xff" * 30}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_GZIP.values(), ids=DAMAGED_GZIP)
 @pytest.mark.parametrize("kind", ["json", "csv", "txt", "parquet"])
 def test_corrupt_gzip_is_told_for_every_format(tmp_path: Path, kind: str, damage: bytes) -> None:
     (tmp_path / f"a.{kind}.gz").write_bytes(damage)

@@ -11,13 +11,14 @@ from components.core.errors import UserError
 from components.core.records import Comparison, Prompt
 from components.evaluate.baselines import baselines
 from components.evaluate.figures import Findings, build_figures, policy_figures
-from components.evaluate.inputs import ComparisonSet, choose_prompts
+from components.evaluate.inputs import choose_prompts
 from components.evaluate.language_model import perplexity
 from components.evaluate.policies import Answer, Policies
 from components.evaluate.preferences import Judgement, gain, judge_figures
 from components.evaluate.raw_comparisons import read_raw_comparisons
 from components.evaluate.report import primary_set
 from components.evaluate.run_records import parse_curve, read_run
+from components.evaluate.sets import ComparisonSet
 from components.evaluate.statistics import Resampling, wilson
 
 RESAMPLING = Resampling(0, 200)
