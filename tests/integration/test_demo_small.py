@@ -18,7 +18,7 @@ base_model:
     sft: [{adapter: demo_world, name: demo-conversations, max_rows: 200}]
     pmp: [{adapter: demo_world, name: demo-votes, max_rows: 120}]
     reward_model: [{adapter: demo_world, name: demo-annotations, max_rows: 120}]
-    ppo: [{adapter: demo_world, name: demo-prompts, max_rows: 200}]
+    ppo: [{adapter: demo_world, name: demo-prompts, max_rows: 600}]
     pretrain: [{adapter: demo_world, name: demo-text, max_rows: 300}]
   init: {layers: 1, hidden: 32, intermediate: 64, vocabulary: 600, steps: 10}
 data_prep: {sources: *sources}
@@ -26,7 +26,7 @@ sft: {resources: *one}
 pmp: {resources: *one}
 reward_model: {resources: *one}
 ppo: {resources: *one, iterations: 2, value_warmup_iterations: 1, prompts_per_iteration: 4, mini_batch_size: 4}
-evaluate: {prompts: 16, bootstrap: 100, resources: *one}
+evaluate: {prompts: 40, bootstrap: 100, resources: *one}
 """
 
 

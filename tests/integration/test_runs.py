@@ -11,8 +11,15 @@ from tests.integration.house import STEPS, House, wait_for_end
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> House:
+def shared_house(tmp_path_factory: pytest.TempPathFactory) -> House:
     return House(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def house(shared_house: House) -> House:
+    """The shared one, behaving well again whatever the test before asked of it (tests run in any order)."""
+    shared_house.behave()
+    return shared_house
 
 
 @pytest.fixture
