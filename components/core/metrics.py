@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +115,24 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line cut off by a kill is left out."""
+    """The lines of a metrics.jsonl; none where there is no such file."""
+    return parse_metrics(path.read_bytes()) if path.exists() else []
+
+
+def parse_metrics(data: bytes) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl. A line cut off by a kill, and what follows it, is left out."""
     lines = []
-    if path.exists():
-        for text in path.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                break
+    for text in data.decode("utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            break
+        if isinstance(line, dict):
+            lines.append(line)
     return lines
+
+
+def repeated_ngrams(ids: Sequence[int], length: int = 3) -> float:
+    """Share of a response's n-grams that stood there before; 0 where there is none."""
+    grams = [tuple(ids[start : start + length]) for start in range(len(ids) - length + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0

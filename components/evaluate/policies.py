@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from components.core.chatml import ChatTokenizer
 from components.core.config import EvaluateConfig
 from components.core.errors import UserError
+from components.core.metrics import repeated_ngrams
 from components.core.records import Prompt
 from components.core.seeds import seed_for
 from components.evaluate.inputs import Inputs
 from components.evaluate.language_model import held_out_loss
 from components.evaluate.preferences import Judge
 from components.evaluate.sets import Missing
-from components.evaluate.statistics import repeated_ngrams
 from components.evaluate.windows import best_device, longest_sequence
 
 if TYPE_CHECKING:

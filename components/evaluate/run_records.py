@@ -1,6 +1,5 @@
 """What the other steps of the run wrote beside their outputs: time, memory, settings, learning curves."""
 
-import json
 import logging
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from components.core import store
 from components.core.config import STEPS
 from components.core.errors import KubealignError
+from components.core.metrics import parse_metrics
 from components.core.spec import StepResult, StepSpec
 from components.evaluate.sets import Missing
 
@@ -61,18 +61,5 @@ def _read_step(folder: str) -> StepRecord:
         settings = StepSpec.model_validate_json(store.read_bytes(store.join(folder, "spec.json"))).config
     curve: list[dict[str, Any]] = []
     if store.exists(store.join(folder, "metrics.jsonl")):
-        curve = parse_curve(store.read_bytes(store.join(folder, "metrics.jsonl")))
+        curve = parse_metrics(store.read_bytes(store.join(folder, "metrics.jsonl")))
     return StepRecord(result.seconds, result.peak_rss_bytes, result.versions, settings, curve)
-
-
-def parse_curve(data: bytes) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; what follows a broken line is left out."""
-    lines = []
-    for text in data.decode("utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            break
-        if isinstance(line, dict):
-            lines.append(line)
-    return lines

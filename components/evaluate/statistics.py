@@ -138,12 +138,6 @@ def sigmoid(values: np.ndarray) -> np.ndarray:
     return np.exp(-np.logaddexp(0.0, -values))
 
 
-def repeated_ngrams(ids: Sequence[int], length: int = 3) -> float:
-    """Share of a response's n-grams that stood there before; 0 where there is none."""
-    grams = [tuple(ids[start : start + length]) for start in range(len(ids) - length + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
 def finite(value: Any) -> Any:
     """The same figures with null for what JSON cannot say (NaN, infinity) and plain Python numbers."""
     if isinstance(value, dict):

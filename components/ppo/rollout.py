@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from components.core.chatml import ChatTokenizer
 from components.core.config import PPOConfig
+from components.core.metrics import repeated_ngrams
 from components.core.seeds import seed_for
 from components.ppo.advantages import gae, whiten
 from components.ppo.rewards import KLCoefficient, RunningMoments, final_score, token_rewards
@@ -167,12 +168,6 @@ def statistics(experience: list[Experience]) -> dict[str, float]:
         "ppo_kl_k3": sum(float((torch.exp(-gap) - 1 + gap).sum()) for gap in gaps) / len(gaps),
         "ppo_response_length_tokens": sum(lengths) / len(lengths),
         "ppo_truncated_ratio": sum(item.truncated for item in experience) / len(experience),
-        "ppo_repetition_ratio": sum(repetition(item.response) for item in experience) / len(experience),
+        "ppo_repetition_ratio": sum(repeated_ngrams(item.response) for item in experience) / len(experience),
         "ppo_value_explained_variance_ratio": 1 - float((returns - values).var(unbiased=False)) / max(spread, 1e-8),
     }
-
-
-def repetition(tokens: Sequence[int], size: int = 3) -> float:
-    """Share of n-grams that occurred before in the same response."""
-    grams = [tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0

@@ -185,8 +185,8 @@ class PPO:
             loss = nll.sum() / max(targets, 1)
             self.policy.backward(self.config.ptx.coefficient * loss)
             total += loss.detach()
-        norm = self.policy.reduce_gradients()
-        sums.add_text(float(self.runtime.sum(total)), norm)
+        self.policy.reduce_gradients()
+        sums.add_text(float(self.runtime.sum(total)), self.policy.gradient_norm())
         return self.policy.take_gradients()
 
     def _update_value(self, batch: list[Experience], tokens: int, sums: "_Sums") -> None:

@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from components.core.chatml import ChatTokenizer
 from components.core.errors import UserError
 from components.training.data import mask_of, micro_batches, pad
 from components.training.models import hidden_states, load_policy, save_policy
@@ -89,9 +88,3 @@ def last_hidden(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     width = mask.shape[1]
     last = width - 1 - mask.flip(1).argmax(dim=1)
     return hidden[torch.arange(len(hidden), device=hidden.device), last]
-
-
-def check_end(sequence: Sequence[int], tokenizer: ChatTokenizer) -> None:
-    """The pooled token must be the end of the turn, or scores would be read off something else."""
-    if sequence[-1] != tokenizer.im_end:
-        raise UserError("a response to be scored does not end with <|im_end|>; encode it with data_prep")

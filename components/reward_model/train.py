@@ -129,10 +129,7 @@ def _accumulate(
     sizes = np.diff(data.first)
     # A prompt's cost is its number of responses times its longest one, since they are padded together.
     widths = {p: max(len(data.responses[r]) for r in range(data.first[p], data.first[p + 1])) for p in batch}
-    cost = np.zeros(len(data), dtype=np.int64)
-    for prompt in batch:
-        cost[prompt] = sizes[prompt] * widths[prompt]
-    mine = sorted(batch, key=lambda prompt: (-cost[prompt], prompt))[runtime.rank :: runtime.world]
+    mine = sorted(batch, key=lambda prompt: (-sizes[prompt] * widths[prompt], prompt))[runtime.rank :: runtime.world]
     totals = torch.zeros(3, device=runtime.device)
     for group in prompt_groups(mine, sizes, widths, config.micro_batch_tokens):
         loss, right, gap = _pair_loss(model, data, group, config, runtime)

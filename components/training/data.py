@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ class Ragged:
     def __getitem__(self, index: int) -> np.ndarray:
         return self.values[self.offsets[index] : self.offsets[index + 1]]
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
 
@@ -81,6 +82,7 @@ def read_comparisons(path: Path) -> ComparisonRows:
     return ComparisonRows(responses, _offsets(nested), pairs, gaps)
 
 
+@lru_cache(maxsize=4)  # every step of a pass asks for the same one
 def row_order(count: int, seed: int, epoch: int) -> np.ndarray:
     """The order of rows in one pass: another permutation each epoch, the same for every rank and after a resume."""
     return np.random.default_rng(seed_for(seed, "order", epoch)).permutation(count)

@@ -31,8 +31,8 @@ class Engine:
     def backward(self, loss: torch.Tensor) -> None:
         loss.backward()
 
-    def reduce_gradients(self) -> float:
-        """Sum gradients over ranks; returns their global norm. Once a step: a second sum would count twice."""
+    def reduce_gradients(self) -> None:
+        """Sum gradients over ranks. Once a step: a second sum would count twice."""
         gradients = []
         for parameter in self.named.values():
             # A rank without rows takes part with zeros, or the others would wait for ever.
@@ -44,7 +44,6 @@ class Engine:
             self.runtime.sum(flat)
             for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
                 gradient.copy_(part.view_as(gradient))
-        return self.gradient_norm()
 
     def gradient_norm(self) -> float:
         """Global norm of the gradients as they stand."""
@@ -66,7 +65,8 @@ class Engine:
 
         A step with a gradient that is not finite is skipped; the caller counts it by the norm.
         """
-        return self.apply(learning_rate, self.reduce_gradients())
+        self.reduce_gradients()
+        return self.apply(learning_rate, self.gradient_norm())
 
     def apply(self, learning_rate: float, norm: float) -> float:
         """The second half of `step`, for gradients that are already summed over ranks."""

@@ -8,6 +8,7 @@ import pytest
 
 from components.core.config import EvaluateConfig, Source
 from components.core.errors import UserError
+from components.core.metrics import parse_metrics
 from components.core.records import Comparison, Prompt
 from components.evaluate.baselines import baselines
 from components.evaluate.figures import Findings, build_figures, policy_figures
@@ -17,7 +18,7 @@ from components.evaluate.policies import Answer, Policies
 from components.evaluate.preferences import Judgement, gain, judge_figures
 from components.evaluate.raw_comparisons import read_raw_comparisons
 from components.evaluate.report import primary_set
-from components.evaluate.run_records import parse_curve, read_run
+from components.evaluate.run_records import read_run
 from components.evaluate.sets import ComparisonSet
 from components.evaluate.statistics import Resampling, wilson
 
@@ -187,4 +188,4 @@ def test_a_run_with_broken_records_leaves_them_out(tmp_path: Path):
 
 
 def test_a_curve_ends_before_a_broken_line():
-    assert parse_curve(b'{"training_step": 1}\n{"training_') == [{"training_step": 1}]
+    assert parse_metrics(b'{"training_step": 1}\n{"training_') == [{"training_step": 1}]

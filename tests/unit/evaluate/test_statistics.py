@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from components.core.metrics import repeated_ngrams
 from components.evaluate.statistics import (
     Resampling,
     accuracy,
@@ -15,7 +16,6 @@ from components.evaluate.statistics import (
     mean_by_cluster,
     outcomes,
     paired_difference,
-    repeated_ngrams,
     share_by_cluster,
     wilson,
 )

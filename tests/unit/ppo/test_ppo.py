@@ -6,9 +6,9 @@ import torch
 
 import components.ppo.train as ppo
 from components.core.config import PPOConfig
-from components.core.metrics import read_metrics
+from components.core.metrics import read_metrics, repeated_ngrams
 from components.ppo.rewards import KLCoefficient, RunningMoments
-from components.ppo.rollout import Experience, repetition, reward
+from components.ppo.rollout import Experience, reward
 from components.training.engine import Engine
 from tests.steps import run_step, weights
 
@@ -144,8 +144,8 @@ def test_other_tokenizers_are_refused(ppo_inputs: dict[str, str], ppo_config: di
 
 
 def test_repetition_counts_ngrams_seen_before() -> None:
-    assert repetition([1, 2, 3, 1, 2, 3]) == pytest.approx(0.25)
-    assert repetition([1, 2]) == 0.0
+    assert repeated_ngrams([1, 2, 3, 1, 2, 3]) == pytest.approx(0.25)
+    assert repeated_ngrams([1, 2]) == 0.0
 
 
 def test_sampling_differs_between_the_two_responses_of_a_prompt(
