@@ -2,10 +2,11 @@
 PYTHON ?= python3.11
 ROOT ?= kubealign-data
 SEED ?= 0
+ROUNDS ?= 3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo real test lint golden lock clean
+.PHONY: help setup demo real test bench lint golden lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +35,9 @@ real: $(READY) ## The whole chain on real data: DATA=folder
 
 test: $(READY) ## All tests, on two workers
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q tests
+
+bench: $(READY) ## Speed and memory beside TRL, in turns: ROUNDS=3
+	$(BIN)/python -m tests.benchmarks.run --rounds $(ROUNDS)
 
 lint: $(READY) ## Style, types and import rules
 	$(BIN)/ruff check .

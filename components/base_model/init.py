@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from components.core.chatml import CONTROL_TOKENS, ChatTokenizer
 from components.core.config import Init
 from components.core.errors import UserError
+from components.training.attention import IMPLEMENTATION
 
 
 def train_tokenizer(texts: Iterator[str], vocabulary: int, folder: Path) -> ChatTokenizer:
@@ -53,7 +54,7 @@ def build_model(init: Init, tokenizer: ChatTokenizer) -> PreTrainedModel:
         eos_token_id=tokenizer.im_end,
         pad_token_id=tokenizer.pad,
     )
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=IMPLEMENTATION)
 
 
 def pack(texts: Iterator[str], tokenizer: ChatTokenizer, length: int) -> np.ndarray:

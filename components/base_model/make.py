@@ -13,13 +13,13 @@ import torch
 
 from components.base_model.bring import bring
 from components.base_model.init import build_model, pack, train_tokenizer
-from components.core.config import BaseModelConfig, Optimiser, Trainer
+from components.core.config import BaseModelConfig, Trainer
 from components.core.seeds import seed_for
 from components.core.step import Step
 from components.data_prep.sources import plain_texts
 from components.training.checkpoint import scratch_folder
 from components.training.data import row_order
-from components.training.engine import Engine
+from components.training.engine import make_engine
 from components.training.loop import Loop
 from components.training.models import save_policy
 from components.training.runtime import Runtime, running
@@ -54,8 +54,8 @@ def _make(step: Step, config: BaseModelConfig, runtime: Runtime) -> None:
     model = build_model(init, tokenizer)
     model.to(runtime.device)  # type: ignore[arg-type]
     model.train()
-    engine = Engine(model, Optimiser(), runtime)
     settings = Trainer(precision="fp32", checkpoint_every=0, metrics_port=0)
+    engine = make_engine(model, settings, runtime)
     loop = Loop(step, settings, runtime, {"model": engine})
     rows = np.empty((0, init.length))
     if init.steps:
@@ -64,16 +64,21 @@ def _make(step: Step, config: BaseModelConfig, runtime: Runtime) -> None:
         rows = rows[row_order(len(rows), seed_for(step.spec.seed, "pretrain"), 0)]
     for number in loop.steps(init.steps):
         batch = rows[np.arange(number * init.batch_size, (number + 1) * init.batch_size) % len(rows)]
-        mine = torch.from_numpy(batch[runtime.rank :: runtime.world]).to(runtime.device)
-        nll = token_nll(model, mine, torch.ones_like(mine), mine)
-        loss = nll.sum() / (len(batch) * (init.length - 1))
-        engine.backward(loss)
+
+        def loss(
+            rows: np.ndarray, targets: int = len(batch) * (init.length - 1)
+        ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+            value = engine(token_nll, rows, rows).sum() / targets
+            return value, [value]
+
+        mine = batch[runtime.rank :: runtime.world]
+        total = engine.accumulate([mine] if len(mine) else [], batch[:1], loss, figures=1)[0]
         rate = learning_rate(
             number, peak=init.learning_rate, warmup=init.warmup_steps, total=init.steps, shape="cosine_to_10pct"
         )
         norm = engine.step(rate)
         loop.log(
-            training_loss=float(runtime.sum(loss.detach().clone())),
+            training_loss=total,
             training_learning_rate=rate,
             training_grad_norm=norm,
             training_tokens_total=batch.size,

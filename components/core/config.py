@@ -164,17 +164,53 @@ class Optimiser(Config):
     clip: float = option(1.0, "largest global gradient norm", source="Q §3.1.2", gt=0)
 
 
+class Zero(Config):
+    """How a model's state is spread over ranks. Stages as in ZeRO (Rajbhandari et al. 2020), by DeepSpeed."""
+
+    stage: Literal[0, 1, 2, 3] = option(
+        0, "0: a whole replica a rank; 1: optimiser sharded; 2: gradients too; 3: weights too", source="D"
+    )
+    offload_optimiser: bool = option(False, "optimiser state and step on the CPU; needs stage 1 or more", source="D")
+    offload_parameters: bool = option(False, "weights on the CPU between uses; needs stage 3", source="D")
+
+    @model_validator(mode="after")
+    def _offload_needs_a_stage(self) -> Self:
+        if self.offload_optimiser and self.stage == 0:
+            raise ValueError("offload_optimiser needs stage 1, 2 or 3")
+        if self.offload_parameters and self.stage != 3:
+            raise ValueError("offload_parameters needs stage 3")
+        return self
+
+
+class Lora(Config):
+    """Low-rank adapters in place of full fine-tuning, by peft. Saved as an adapter and merged."""
+
+    rank: int = option(0, "rank of the adapters; 0 trains all weights", source="D", ge=0)
+    alpha: float = option(16.0, "scale: the adapter's output counts alpha / rank", source="D", gt=0)
+    dropout: float = option(0.0, "dropout before the adapter; PPO needs 0", source="D", ge=0, lt=1)
+    targets: list[str] = option(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        "names of the linear layers that get one", source="D, Dettmers et al. 2023",
+    )  # fmt: skip
+
+
 class Trainer(Config):
     """What the four trainers share."""
 
     optimiser: Optimiser = option(Optimiser(), "AdamW", source="Q §3.1.2")
     micro_batch_tokens: int = option(
-        16384, "padded tokens in one forward pass; does not change the result", source="D", unit="tokens", ge=16
+        16384, "tokens in one forward pass, packed; does not change the result", source="D", unit="tokens", ge=16
     )
     precision: Literal["fp32", "bf16"] = option(
-        "bf16", "arithmetic of the forward pass; weights stay fp32", source="Q §2.4 (pretraining)"
+        "bf16", "bf16: weights and arithmetic, with fp32 master weights and moments", source="Q §2.4 (pretraining)"
     )
+    zero: Zero = option(Zero(), "sharding of model state over ranks", source="D")
+    lora: Lora = option(Lora(), "low-rank adapters", source="D")
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass", source="D")
+    compile: bool = option(False, "compile every transformer layer with torch.compile", source="D")
+    max_nonfinite_steps: int = option(
+        3, "so many skipped steps in a row stop the run", source="D", unit="optimiser steps", ge=1
+    )
     checkpoint_every: int = option(
         500, "steps (iterations for PPO) between checkpoints; 0 for none", source="D", unit="steps", ge=0
     )
@@ -236,6 +272,13 @@ class Ptx(Config):
     sequences_per_response: float = option(8.0, "pretraining sequences for each response", source="S InstructGPT", gt=0)
 
 
+class VLLM(Config):
+    """The engine that samples when ppo.rollout is vllm."""
+
+    longest: int = option(2048, "prompt and response together", source="D", unit="tokens", ge=16)
+    gpu_memory_share: float = option(0.3, "share of the GPU's memory for the engine", source="D", gt=0, lt=1)
+
+
 class PPOConfig(Trainer):
     """PPO with a value model, a KL penalty, and a value-only warm-up."""
 
@@ -281,6 +324,19 @@ class PPOConfig(Trainer):
     truncation_score: float = option(-1.0, "that score, or what is added to the score", source="U, N+ details")
     entropy_coefficient: float = option(0.0, "entropy bonus", source="U, Secrets of RLHF I advises none", ge=0)
     ptx: Ptx = option(Ptx(), "pretraining gradient", source="Q §3.2.2 (coefficient U)")
+    rollout: Literal["local", "vllm"] = option(
+        "local", "who samples: the trainer's own policy, or vLLM on the same GPU", source="D"
+    )
+    vllm: VLLM = option(VLLM(), "settings of that engine", source="D")
+    frozen_on_cpu: bool = option(
+        False, "reference and reward model wait on the CPU while policy and value model train", source="D"
+    )
+
+    @model_validator(mode="after")
+    def _no_dropout(self) -> Self:
+        if self.lora.dropout:
+            raise ValueError("lora.dropout must be 0 for PPO: the first ratio must be 1")
+        return self
 
 
 class EvaluateConfig(Config):

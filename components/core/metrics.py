@@ -39,7 +39,10 @@ METRICS: dict[str, tuple[str, str]] = {
     "ppo_policy_loss": ("gauge", "Clipped policy loss"),
     "ppo_value_loss": ("gauge", "Clipped value loss"),
     "ppo_ptx_loss": ("gauge", "Language-model loss on pretraining text"),
-    "ppo_policy_grad_norm": ("gauge", "Gradient norm of the policy, PPO and ptx together"),
+    "ppo_policy_grad_norm": (
+        "gauge",
+        "Gradient norm of the policy's PPO part; with ptx and zero.stage above 0, of both parts",
+    ),
     "ppo_ptx_grad_norm": ("gauge", "Gradient norm of the ptx part alone"),
     "ppo_value_grad_norm": ("gauge", "Gradient norm of the value model"),
     "ppo_clip_fraction_ratio": ("gauge", "Share of tokens whose ratio was clipped"),
@@ -49,6 +52,9 @@ METRICS: dict[str, tuple[str, str]] = {
     "ppo_truncated_ratio": ("gauge", "Share of responses that never ended"),
     "ppo_repetition_ratio": ("gauge", "Share of repeated 3-grams in responses"),
     "ppo_value_explained_variance_ratio": ("gauge", "Explained variance of the value model"),
+    "ppo_rollout_seconds": ("gauge", "Time of an iteration spent sampling"),
+    "ppo_scoring_seconds": ("gauge", "Time of an iteration spent on log-probabilities, values and scores"),
+    "ppo_update_seconds": ("gauge", "Time of an iteration spent in optimiser steps"),
     "ppo_value_only": ("gauge", "1 during the value-only warm-up"),
 }
 _BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)

@@ -1,10 +1,14 @@
 """Experience: sampled responses with everything that the updates need, the same on every rank."""
 
-from collections.abc import Sequence
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from components.core.chatml import ChatTokenizer
@@ -14,11 +18,14 @@ from components.core.seeds import seed_for
 from components.ppo.advantages import gae, whiten
 from components.ppo.rewards import KLCoefficient, RunningMoments, final_score, token_rewards
 from components.reward_model.model import RewardModel
-from components.training.data import mask_of, micro_batches, pad
+from components.training.data import micro_batches
+from components.training.engine import Engine
 from components.training.models import hidden_states
+from components.training.rollout_backend import LocalSampler, RolloutBackend
 from components.training.runtime import Runtime
-from components.training.sampling import sample
-from components.training.scoring import response_log_probs, response_positions
+from components.training.scoring import Row, response_log_probs, response_positions
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(kw_only=True)
@@ -42,12 +49,59 @@ class Experience:
 
 @dataclass(frozen=True)
 class Models:
-    """The four models of PPO."""
+    """The four models of PPO. With LoRA the frozen two are the trained two with their adapters off."""
 
-    policy: PreTrainedModel
-    reference: PreTrainedModel
-    value: RewardModel
-    reward: RewardModel
+    policy: Engine
+    value: Engine
+    reference: PreTrainedModel | None
+    reward: RewardModel | None
+    reward_head: nn.Sequential | None  # with LoRA: the head that the value model's own one started from
+    beside: RolloutBackend | None  # an engine that samples in the policy's place
+
+    def sampler(self, policy: PreTrainedModel, config: PPOConfig, tokenizer: ChatTokenizer) -> RolloutBackend:
+        """With the weights as they are now."""
+        if self.beside is None:
+            return LocalSampler(policy, tokenizer.pad, config.micro_batch_tokens)
+        if config.lora.rank:
+            from components.training.lora import merged
+
+            self.beside.load_weights(merged(policy).named_parameters())
+        else:
+            self.beside.load_weights(policy.named_parameters())
+        return self.beside
+
+    @contextlib.contextmanager
+    def as_reference(
+        self, policy: PreTrainedModel, config: PPOConfig, device: torch.device
+    ) -> Iterator[PreTrainedModel]:
+        if self.reference is not None:
+            with on_device(self.reference, device, config.frozen_on_cpu) as model:
+                yield model
+        else:
+            from components.training.lora import adapters_off
+
+            with adapters_off(policy):
+                yield policy
+
+    @contextlib.contextmanager
+    def as_reward(self, value: RewardModel, config: PPOConfig, device: torch.device) -> Iterator[RewardModel]:
+        if self.reward is not None:
+            with on_device(self.reward, device, config.frozen_on_cpu) as model:
+                yield model
+        else:
+            from components.training.lora import adapters_off
+
+            assert self.reward_head is not None  # made together with the adapters
+            with adapters_off(value.trunk):
+                yield RewardModel(value.trunk, self.reward_head, value.kind, value.offset)
+
+
+@contextlib.contextmanager
+def on_device(model: Module, device: torch.device, back: bool) -> Iterator[Module]:
+    """A frozen model where it is needed; with `back` it waits on the CPU the rest of the time."""
+    yield model.to(device)
+    if back:
+        model.to("cpu")
 
 
 def collect(
@@ -57,35 +111,45 @@ def collect(
     config: PPOConfig,
     tokenizer: ChatTokenizer,
     runtime: Runtime,
-) -> list[Experience]:
+) -> tuple[list[Experience], dict[str, float]]:
     """Responses of this iteration's prompts, sampled and scored by all ranks, on every rank in the same order.
 
     `coordinates` are (run seed, iteration): a response's draws depend on them, its prompt's number and its own, so the
-    number of ranks does not change them.
+    number of ranks does not change them. With it come the seconds of sampling and of scoring.
     """
     seed, iteration = coordinates
     jobs = [(p, s) for p in range(len(prompts)) for s in range(config.responses_per_prompt)]
     mine = [job for job in jobs if job[0] % runtime.world == runtime.rank]
     rows = [list(prompts[p]) for p, _ in mine]
-    with runtime.autocast():
-        responses = sample(
-            models.policy,
+    started = time.monotonic()
+    with models.policy.whole() as policy:
+        assert isinstance(policy, PreTrainedModel)
+        responses = models.sampler(policy, config, tokenizer).generate(
             rows,
             seeds=[seed_for(seed, "rollout", iteration, p, s) for p, s in mine],
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
             top_p=config.top_p,
             stop_ids=tokenizer.stop_ids,
-            pad_id=tokenizer.pad,
-            batch_tokens=config.micro_batch_tokens,
         )
-        scoring = {"temperature": config.temperature, "batch_tokens": config.micro_batch_tokens}
+        sampled = time.monotonic()
         ids = [response.ids for response in responses]
-        old = response_log_probs(models.policy, rows, ids, **scoring)  # type: ignore[arg-type]
-        reference = response_log_probs(models.reference, rows, ids, **scoring)  # type: ignore[arg-type]
-        sequences = [row + answer for row, answer in zip(rows, ids, strict=True)]
-        scores = models.reward.score(sequences, config.micro_batch_tokens)
-        values = response_values(models.value, sequences, [len(row) for row in rows], config.micro_batch_tokens)
+
+        def log_probs(model: PreTrainedModel) -> list[torch.Tensor]:
+            """By the trainer's own forward pass, never the sampler's: they must be those that the ratio starts from."""
+            return response_log_probs(
+                model, rows, ids, temperature=config.temperature, batch_tokens=config.micro_batch_tokens
+            )
+
+        old = log_probs(policy)
+        with models.as_reference(policy, config, runtime.device) as reference_model:
+            reference = log_probs(reference_model)
+    sequences = [row + answer for row, answer in zip(rows, ids, strict=True)]
+    with models.value.whole() as value:
+        assert isinstance(value, RewardModel)
+        values = response_values(value, sequences, [len(row) for row in rows], config.micro_batch_tokens)
+        with models.as_reward(value, config, runtime.device) as reward_model:
+            scores = reward_model.score(sequences, config.micro_batch_tokens)
     # A response that stopped at <|im_start|> or <|endoftext|> has no <|im_end|> to read a score off: as unfinished.
     found = [
         Experience(
@@ -100,7 +164,8 @@ def collect(
         for i in range(len(mine))
     ]
     everyone = dict(pair for part in runtime.gather(list(zip(mine, found, strict=True))) for pair in part)
-    return [everyone[job] for job in jobs]
+    seconds = {"ppo_rollout_seconds": sampled - started, "ppo_scoring_seconds": time.monotonic() - sampled}
+    return [everyone[job] for job in jobs], seconds
 
 
 @torch.no_grad()
@@ -117,11 +182,10 @@ def response_values(
     return result
 
 
-def token_values(model: RewardModel, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> torch.Tensor:
+def token_values(model: RewardModel, sequences: Sequence[Row], starts: Sequence[int]) -> torch.Tensor:
     """(response tokens,) values of some rows, joined row after row."""
-    device = model.trunk.device
-    hidden = hidden_states(model.trunk, pad(sequences, 0).to(device), mask_of(sequences).to(device))
-    return model.read(hidden[:, :-1][response_positions(sequences, starts).to(device)])
+    hidden, _ = hidden_states(model.trunk, sequences)
+    return model.read(hidden.index_select(0, response_positions(sequences, starts).to(hidden.device)))
 
 
 def reward(experience: list[Experience], moments: RunningMoments, kl: KLCoefficient, config: PPOConfig) -> None:

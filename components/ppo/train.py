@@ -9,7 +9,12 @@ mini-batches, for every rollout. The policy's log-probabilities are of the full 
 temperature, although top-p cuts the sampler's tail: slightly off-policy, but the first ratio is exactly 1.
 """
 
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,14 +28,19 @@ from components.ppo.losses import policy_losses, value_losses
 from components.ppo.rewards import KLCoefficient, RunningMoments
 from components.ppo.rollout import Experience, Models, collect, reward, statistics, token_values
 from components.reward_model.model import RewardModel
-from components.reward_model.train import freeze_unused
-from components.training.checkpoint import scratch_folder
-from components.training.data import Ragged, mask_of, micro_batches, pad, ragged, read_table, rows_at, share
-from components.training.engine import Engine
+from components.reward_model.train import prepare
+from components.training import models
+from components.training.data import Ragged, micro_batches, ragged, read_table, rows_at, share
+from components.training.engine import make_engine
 from components.training.loop import Loop
-from components.training.models import load_policy, save_policy
+from components.training.models import load_policy, save_trained
+from components.training.rollout_backend import RolloutBackend
 from components.training.runtime import Runtime, running
 from components.training.scoring import response_tokens, token_nll
+from components.training.vllm_backend import VLLMSampler
+
+Watch = Callable[[float, Callable[[], Sequence[str]]], int]
+"""Told of each optimiser step's gradient norm and who could be to blame; 1 where the step was skipped."""
 
 
 def work(step: Step) -> None:
@@ -42,17 +52,16 @@ def work(step: Step) -> None:
             step, config, runtime, {"policy": trainer.policy, "value": trainer.value}, trainer.state, trainer.load_state
         )
         for iteration in loop.steps(config.iterations):
-            loop.log(**trainer.iterate(iteration))
+            loop.log(**trainer.iterate(iteration, loop.watch))
         peak = runtime.peak_rss()
+        folders = save_trained(trainer.policy, step, step.input("policy"))
         if runtime.is_main:
-            folder = scratch_folder(step, "output")
-            save_policy(trainer.models.policy, folder, step.input("policy"))
             metrics = {
                 "iterations": config.iterations,
                 "prompts": len(trainer.prompts),
                 "skipped_updates": trainer.skipped,
             }
-            step.finish({"model": folder}, metrics, peak)
+            step.finish(folders, metrics, peak)
             loop.close()
         runtime.barrier()
 
@@ -68,18 +77,11 @@ class PPO:
             raise UserError(
                 "ppo: policy and reward model have different tokenizers; train both from the same base model"
             )
-        self.prompts = ragged(read_table(step.input("data") / "train.parquet", ["input_ids"])["input_ids"])
+        table = read_table(step.input("data") / "train.parquet", ["id", "input_ids"])
+        self.ids, self.prompts = table["id"].to_pylist(), ragged(table["input_ids"])
         self.text = self._read_text(step)
-        # Never in train mode but for gradient checkpointing: dropout would break ratio 1 on the first pass.
-        self.models = Models(
-            policy=load_policy(policy_folder, device=runtime.device),
-            reference=load_policy(policy_folder, device=runtime.device).requires_grad_(False),
-            value=RewardModel.load(reward_folder, runtime.device),
-            reward=RewardModel.load(reward_folder, runtime.device).requires_grad_(False),
-        )
-        freeze_unused(self.models.value)
-        self.policy = Engine(self.models.policy, config.optimiser, runtime)
-        self.value = Engine(self.models.value, config.optimiser, runtime)
+        self.models = load_models(policy_folder, reward_folder, config, runtime, self.seed)
+        self.policy, self.value = self.models.policy, self.models.value
         self.moments = RunningMoments()
         self.kl = KLCoefficient(config.kl_coefficient)
         self.skipped = 0
@@ -99,119 +101,175 @@ class PPO:
         self.kl = KLCoefficient(state["kl_coefficient"])  # type: ignore[arg-type]
         self.skipped = state["skipped"]  # type: ignore[assignment]
 
-    def iterate(self, iteration: int) -> dict[str, float]:
+    def iterate(self, iteration: int, watch: Watch) -> dict[str, float]:
         """One rollout and its updates; returns the iteration's metrics."""
         config = self.config
         begin = iteration * config.prompts_per_iteration
         rows = rows_at(begin, begin + config.prompts_per_iteration, len(self.prompts), self.seed)
         prompts = [self.prompts[row].tolist() for row in rows]
-        self._eval()
-        experience = collect(self.models, prompts, (self.seed, iteration), config, self.tokenizer, self.runtime)
+        self._train(False)
+        experience, metrics = collect(
+            self.models, prompts, (self.seed, iteration), config, self.tokenizer, self.runtime
+        )
         reward(experience, self.moments, self.kl, config)
-        metrics = statistics(experience)
+        metrics |= statistics(experience)
         metrics |= {
             "ppo_kl_coefficient": self.kl.value,
             "training_tokens_total": sum(len(item.sequence) for item in experience),
             "training_samples_total": len(experience),
         }
         value_only = iteration < config.value_warmup_iterations
-        metrics |= self._update(experience, iteration, value_only)
+        started = time.monotonic()
+        names = [self.ids[row] for row in rows for _ in range(config.responses_per_prompt)]
+        metrics |= self._update(
+            experience, iteration, value_only, lambda norm, batch: self._watch(watch, norm, batch, names)
+        )
+        metrics["ppo_update_seconds"] = time.monotonic() - started
         if not value_only:
             self.kl.update(metrics["ppo_kl"], len(experience), config.kl_controller)
         return metrics | {"ppo_value_only": float(value_only)}
 
-    def _eval(self) -> None:
-        for model in (self.models.policy, self.models.reference, self.models.value, self.models.reward):
-            model.eval()
+    def _train(self, mode: bool) -> None:
+        """transformers recomputes activations in train mode alone; a cache for sampling needs eval mode."""
+        self.policy.model.train(mode)
+        self.value.model.train(mode)
 
-    def _update(self, experience: list[Experience], iteration: int, value_only: bool) -> dict[str, float]:
+    def _watch(self, watch: Watch, norm: float, batch: list[int], names: list[str]) -> None:
+        self.skipped += watch(norm, lambda: [names[i] for i in batch])
+
+    def _update(
+        self, experience: list[Experience], iteration: int, value_only: bool, watch: Callable[[float, list[int]], None]
+    ) -> dict[str, float]:
         """All epochs and mini-batches of one rollout."""
         size = self.config.mini_batch_size
         per_epoch = -(-len(experience) // size)
-        sums = _Sums()
+        sums, skipped = _Sums(), self.skipped
+        self._train(self.config.gradient_checkpointing)
         for epoch in range(self.config.epochs):
             order = np.random.default_rng(seed_for(self.seed, "mini-batches", iteration, epoch)).permutation(
                 len(experience)
             )
             for part in range(per_epoch):
-                batch = [experience[i] for i in order[part * size : (part + 1) * size]]
-                tokens = sum(len(item.response) for item in batch)
+                chosen = order[part * size : (part + 1) * size].tolist()
+                batch = [experience[i] for i in chosen]
                 if not value_only:
                     number = (iteration * self.config.epochs + epoch) * per_epoch + part
-                    self._update_policy(batch, tokens, number, sums)
-                self._update_value(batch, tokens, sums)
-        self.skipped += sums.skipped
-        return sums.metrics(value_only)
+                    watch(self._update_policy(batch, number, sums), chosen)
+                watch(self._update_value(batch, sums), chosen)
+        return sums.metrics(value_only) | {"training_nonfinite_steps_total": self.skipped - skipped}
 
-    def _update_policy(self, batch: list[Experience], tokens: int, number: int, sums: "_Sums") -> None:
+    def _update_policy(self, batch: list[Experience], number: int, sums: "_Sums") -> float:
         """One optimiser step on PPO and, accumulated with it, pretraining gradients (recipe.md §4.4)."""
-        text_gradients = self._text_gradients(len(batch), number, sums)
-        figures = torch.zeros(4, device=self.runtime.device)
-        for items in self._micro_batches(batch):
-            with self.runtime.autocast():
-                log_probs, entropy = response_tokens(
-                    self.models.policy,
-                    [item.sequence for item in items],
-                    [item.start for item in items],
-                    self.config.temperature,
-                    entropy_gradient=self.config.entropy_coefficient > 0,
-                )
-            old, advantages = self._joined(items, "log_probs"), self._joined(items, "advantages")
-            losses, ratio, clipped = policy_losses(log_probs, old, advantages, self.config.clip)
-            loss = losses.sum() / tokens
-            bonus = self.config.entropy_coefficient * entropy.sum() / tokens
-            self.policy.backward(loss - bonus)
-            figures += torch.stack([loss.detach(), ratio.detach().sum(), clipped.sum(), entropy.detach().sum()])
-        self.policy.reduce_gradients()
-        self.policy.add_gradients(text_gradients)
-        norm = self.policy.apply(self.config.policy_learning_rate, self.policy.gradient_norm())
-        sums.add_policy(self.runtime.sum(figures).tolist(), tokens, norm)
+        config, tokens = self.config, sum(len(item.response) for item in batch)
 
-    def _text_gradients(self, responses: int, number: int, sums: "_Sums") -> dict[str, torch.Tensor]:
-        """Gradients of coefficient x mean token loss on the next pretraining sequences, summed over ranks."""
+        def loss(items: list[Experience]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+            log_probs, entropy = self.policy(
+                response_tokens,
+                [item.sequence for item in items],
+                [item.start for item in items],
+                config.temperature,
+                entropy_gradient=config.entropy_coefficient > 0,
+            )
+            old, advantages = self._joined(items, "log_probs"), self._joined(items, "advantages")
+            losses, ratio, clipped = policy_losses(log_probs, old, advantages, config.clip)
+            value = losses.sum() / tokens
+            bonus = config.entropy_coefficient * entropy.sum() / tokens
+            return value - bonus, [value, ratio.sum(), clipped.sum(), entropy.sum()]
+
+        text_norm = self._accumulate_text(len(batch), number, sums)
+        groups, spare = self._micro_batches(batch)
+        figures = self.policy.accumulate(groups, spare, loss, figures=4)
+        own_norm = self.policy.set_aside() if text_norm is not None else math.nan
+        norm = self.policy.step(config.policy_learning_rate)
+        sums.add_policy(figures, tokens, norm, norm if math.isnan(own_norm) else own_norm)
+        return norm
+
+    def _accumulate_text(self, responses: int, number: int, sums: "_Sums") -> float | None:
+        """Gradients of coefficient x mean token loss on the next pretraining sequences; their norm (NaN if sharded)."""
         if self.text is None:
-            return {}
+            return None
+        text, coefficient = self.text, self.config.ptx.coefficient
         count = round(self.config.ptx.sequences_per_response * responses)
         full = round(self.config.ptx.sequences_per_response * self.config.mini_batch_size)
-        rows = rows_at(number * full, number * full + count, len(self.text), seed_for(self.seed, "ptx"))
-        targets = sum(len(self.text[row]) - 1 for row in rows)
-        total = torch.zeros((), device=self.runtime.device)
-        mine = share(rows, self.text.lengths, self.runtime.rank, self.runtime.world)
-        for group in micro_batches(mine, self.text.lengths, self.config.micro_batch_tokens):
-            ids = pad([self.text[i] for i in group], 0).to(self.runtime.device)
-            mask = mask_of([self.text[i] for i in group]).to(self.runtime.device)
-            with self.runtime.autocast():
-                nll = token_nll(self.models.policy, ids, mask, torch.where(mask.bool(), ids, -100))
-            loss = nll.sum() / max(targets, 1)
-            self.policy.backward(self.config.ptx.coefficient * loss)
-            total += loss.detach()
-        self.policy.reduce_gradients()
-        sums.add_text(float(self.runtime.sum(total)), self.policy.gradient_norm())
-        return self.policy.take_gradients()
+        rows = rows_at(number * full, number * full + count, len(text), seed_for(self.seed, "ptx"))
+        targets = max(sum(len(text[row]) - 1 for row in rows), 1)
 
-    def _update_value(self, batch: list[Experience], tokens: int, sums: "_Sums") -> None:
+        def loss(group: list[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+            nll = self.policy(token_nll, [text[i] for i in group], [text[i] for i in group])
+            value = nll.sum() / targets
+            return coefficient * value, [value]
+
+        mine = share(rows, text.lengths, self.runtime.rank, self.runtime.world)
+        groups = micro_batches(mine, text.lengths, self.config.micro_batch_tokens)
+        spare = [min(rows, key=lambda row: int(text.lengths[row]))]
+        total = self.policy.accumulate(groups, spare, loss, figures=1, last=False)[0]
+        norm = self.policy.set_aside()
+        sums.add_text(total, norm)
+        return norm
+
+    def _update_value(self, batch: list[Experience], sums: "_Sums") -> float:
         """One optimiser step of the value model."""
-        total = torch.zeros((), device=self.runtime.device)
-        for items in self._micro_batches(batch):
-            with self.runtime.autocast():
-                values = token_values(self.models.value, [i.sequence for i in items], [i.start for i in items])
-            losses = value_losses(
-                values, self._joined(items, "values"), self._joined(items, "returns"), self.config.value_clip
-            )
-            loss = losses.sum() / tokens
-            self.value.backward(loss)
-            total += loss.detach()
-        norm = self.value.step(self.config.value_learning_rate)
-        sums.add_value(float(self.runtime.sum(total)), norm)
+        tokens = sum(len(item.response) for item in batch)
 
-    def _micro_batches(self, batch: list[Experience]) -> list[list[Experience]]:
-        """This rank's part of a mini-batch, in groups of bounded size."""
+        def loss(items: list[Experience]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+            values = self.value(token_values, [i.sequence for i in items], [i.start for i in items])
+            old, returns = self._joined(items, "values"), self._joined(items, "returns")
+            value = value_losses(values, old, returns, self.config.value_clip).sum() / tokens
+            return value, [value]
+
+        groups, spare = self._micro_batches(batch)
+        total = self.value.accumulate(groups, spare, loss, figures=1)[0]
+        norm = self.value.step(self.config.value_learning_rate)
+        sums.add_value(total, norm)
+        return norm
+
+    def _micro_batches(self, batch: list[Experience]) -> tuple[list[list[Experience]], list[Experience]]:
+        """This rank's part of a mini-batch, in groups of bounded size; and the shortest response as a spare."""
         lengths = np.array([len(item.sequence) for item in batch])
         mine = share(range(len(batch)), lengths, self.runtime.rank, self.runtime.world)
-        return [[batch[i] for i in group] for group in micro_batches(mine, lengths, self.config.micro_batch_tokens)]
+        groups = micro_batches(mine, lengths, self.config.micro_batch_tokens)
+        return [[batch[i] for i in group] for group in groups], [batch[int(lengths.argmin())]]
 
     def _joined(self, items: list[Experience], name: str) -> torch.Tensor:
         return torch.cat([getattr(item, name) for item in items]).to(self.runtime.device)
+
+
+def load_models(policy_folder: Path, reward_folder: Path, config: PPOConfig, runtime: Runtime, seed: int) -> Models:
+    """Policy and reference from the policy's folder, value and reward model from the reward model's.
+
+    None has dropout: it would break ratio 1 on the first pass.
+    """
+    policy = load_policy(policy_folder, device=runtime.device, dtype=runtime.dtype)
+    value = RewardModel.load(reward_folder, runtime.device, runtime.dtype)
+    reference, reward_model, reward_head = None, None, None
+    if config.lora.rank:
+        reward_head = copy.deepcopy(value.head).requires_grad_(False)
+    else:
+        frozen = torch.device("cpu") if config.frozen_on_cpu else runtime.device
+        reference = load_policy(policy_folder, device=frozen, dtype=runtime.dtype).requires_grad_(False)
+        reward_model = RewardModel.load(reward_folder, frozen, runtime.dtype).requires_grad_(False)
+    models.prepare(policy, config, seed_for(seed, "adapters"))
+    prepare(value, config, seed_for(seed, "value-adapters"))
+    engine = make_engine(policy, config, runtime)
+    return Models(
+        policy=engine,
+        value=make_engine(value, config, runtime),
+        reference=reference,
+        reward=reward_model,
+        reward_head=reward_head,
+        beside=_engine_beside(policy_folder, config),
+    )
+
+
+def _engine_beside(policy_folder: Path, config: PPOConfig) -> RolloutBackend | None:
+    if config.rollout == "local":
+        return None
+    return VLLMSampler(
+        policy_folder,
+        longest=config.vllm.longest,
+        gpu_memory_share=config.vllm.gpu_memory_share,
+        dtype="bfloat16" if config.precision == "bf16" else "float32",
+    )
 
 
 @dataclass
@@ -227,13 +285,13 @@ class _Sums:
     clipped: float = 0.0
     entropy: float = 0.0
     policy_norm: float = 0.0
+    total_norm: float = 0.0
     value_loss: float = 0.0
     value_norm: float = 0.0
     text_loss: float = 0.0
     text_norm: float = 0.0
-    skipped: int = 0
 
-    def add_policy(self, figures: list[float], tokens: int, norm: float) -> None:
+    def add_policy(self, figures: list[float], tokens: int, norm: float, own_norm: float) -> None:
         loss, ratio, clipped, entropy = figures
         self.policy_steps += 1
         self.tokens += tokens
@@ -241,14 +299,13 @@ class _Sums:
         self.ratio += ratio
         self.clipped += clipped
         self.entropy += entropy
-        self.policy_norm += norm
-        self.skipped += not np.isfinite(norm)
+        self.policy_norm += own_norm
+        self.total_norm += norm
 
     def add_value(self, loss: float, norm: float) -> None:
         self.value_steps += 1
         self.value_loss += loss
         self.value_norm += norm
-        self.skipped += not np.isfinite(norm)
 
     def add_text(self, loss: float, norm: float) -> None:
         self.text_steps += 1
@@ -259,11 +316,11 @@ class _Sums:
         found: dict[str, float] = {
             "ppo_value_loss": self.value_loss / self.value_steps,
             "ppo_value_grad_norm": self.value_norm / self.value_steps,
-            "training_nonfinite_steps_total": self.skipped,
         }
         if not value_only:
             found |= {
                 "training_loss": self.policy_loss / self.policy_steps,
+                "training_grad_norm": self.total_norm / self.policy_steps,
                 "ppo_policy_loss": self.policy_loss / self.policy_steps,
                 "ppo_policy_grad_norm": self.policy_norm / self.policy_steps,
                 "ppo_ratio_mean": self.ratio / self.tokens,
@@ -271,8 +328,7 @@ class _Sums:
                 "ppo_entropy": self.entropy / self.tokens,
             }
         if self.text_steps:
-            found |= {
-                "ppo_ptx_loss": self.text_loss / self.text_steps,
-                "ppo_ptx_grad_norm": self.text_norm / self.text_steps,
-            }
+            found["ppo_ptx_loss"] = self.text_loss / self.text_steps
+            if not math.isnan(self.text_norm):
+                found["ppo_ptx_grad_norm"] = self.text_norm / self.text_steps
         return found

@@ -16,18 +16,27 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from components.core.errors import UserError
-from components.training.data import mask_of, micro_batches, pad
+from components.training.data import micro_batches
 from components.training.models import hidden_states, load_policy, save_policy
+from components.training.scoring import Row
 
 _HEAD, _SETTINGS = "reward_head.safetensors", "reward_head.json"
 
 
 def make_head(kind: str, hidden: int) -> nn.Sequential:
     """Linear-ReLU-Linear or one Linear; the last starts as N(0, 1/sqrt(hidden + 1)), bias 0 (recipe §4.5)."""
-    last = nn.Linear(hidden, 1)
+    last = _Linear(hidden, 1)
     nn.init.normal_(last.weight, std=1 / math.sqrt(hidden + 1))
     nn.init.zeros_(last.bias)
-    return nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), last) if kind == "mlp" else nn.Sequential(last)
+    return nn.Sequential(_Linear(hidden, hidden), nn.ReLU(), last) if kind == "mlp" else nn.Sequential(last)
+
+
+class _Linear(nn.Linear):
+    """In fp32 whatever the precision of its weights."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        bias = self.bias if self.bias is None else self.bias.float()
+        return nn.functional.linear(states.float(), self.weight.float(), bias)
 
 
 class RewardModel(nn.Module):
@@ -38,19 +47,23 @@ class RewardModel(nn.Module):
         self.trunk, self.head, self.kind, self.offset = trunk, head, kind, offset
 
     @classmethod
-    def from_base(cls, folder: Path, kind: str, device: torch.device | None = None) -> "RewardModel":
+    def from_base(
+        cls, folder: Path, kind: str, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+    ) -> "RewardModel":
         """A fresh head on a language model."""
-        trunk = load_policy(folder, device=device)
-        return cls(trunk, make_head(kind, trunk.config.hidden_size).to(trunk.device), kind)
+        trunk = load_policy(folder, device=device, dtype=dtype)
+        return cls(trunk, make_head(kind, trunk.config.hidden_size).to(trunk.device, dtype), kind)
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device | None = None) -> "RewardModel":
+    def load(
+        cls, folder: Path, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+    ) -> "RewardModel":
         """A trained reward model. Raises UserError for a folder without a head."""
         folder = Path(folder)
         if not (folder / _HEAD).is_file() or not (folder / _SETTINGS).is_file():
             raise UserError(f"{folder}: no reward head ({_HEAD}); give the output of the pmp or reward_model step")
         settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
-        model = cls.from_base(folder, settings["head"], device)
+        model = cls.from_base(folder, settings["head"], device, dtype)
         model.head.load_state_dict(load_file(folder / _HEAD))
         model.offset = settings["offset"]
         return model.eval()
@@ -64,27 +77,19 @@ class RewardModel(nn.Module):
 
     def read(self, hidden: torch.Tensor) -> torch.Tensor:
         """Scores of hidden states (..., hidden) -> (...), in fp32: bf16 rounds close scores to ties."""
-        with torch.autocast(hidden.device.type, enabled=False):
-            return self.head(hidden.float())[..., 0] - self.offset
+        return self.head(hidden)[..., 0] - self.offset
 
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Score (rows,) at each row's last own token, found by the mask, never by searching for an id."""
-        return self.read(last_hidden(hidden_states(self.trunk, ids, mask), mask))
+    def forward(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Score (rows,) at each row's last token, found by its length, never by searching for an id."""
+        hidden, segments = hidden_states(self.trunk, rows)
+        return self.read(hidden.index_select(0, segments.ends()))
 
     @torch.no_grad()
     def score(self, sequences: Sequence[Sequence[int]], batch_tokens: int) -> list[float]:
         """Scores of whole conversations (prompt and response up to `<|im_end|>`), in the order given."""
         scores = [0.0] * len(sequences)
         for group in micro_batches(range(len(sequences)), np.array([len(row) for row in sequences]), batch_tokens):
-            rows = [sequences[i] for i in group]
-            values = self(pad(rows, 0).to(self.trunk.device), mask_of(rows).to(self.trunk.device))
+            values = self([sequences[i] for i in group])
             for i, value in zip(group, values.tolist(), strict=True):
                 scores[i] = value
         return scores
-
-
-def last_hidden(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """(rows, hidden) at the last unmasked position of each row, whichever side is padded."""
-    width = mask.shape[1]
-    last = width - 1 - mask.flip(1).argmax(dim=1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), last]

@@ -7,24 +7,29 @@ head, the reward model from PMP with PMP's head. After the reward model's traini
 demonstrations score 0 on average (OpenAI's practice, recipe.md §3.4).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from components.core.chatml import ChatTokenizer
-from components.core.config import RewardConfig
+from components.core.config import RewardConfig, Trainer
 from components.core.records import Chat, read_rows
 from components.core.seeds import seed_for
 from components.core.step import Step
 from components.reward_model.losses import accuracy, pair_losses, pair_weights
 from components.reward_model.model import RewardModel
+from components.training import models
 from components.training.checkpoint import scratch_folder
-from components.training.data import ComparisonRows, mask_of, pad, read_comparisons, row_order
-from components.training.engine import Engine
+from components.training.data import ComparisonRows, read_comparisons, row_order
+from components.training.engine import Engine, make_engine
 from components.training.loop import Loop
+from components.training.models import save_with_adapter
 from components.training.runtime import Runtime, running
 from components.training.schedule import learning_rate
+from components.training.scoring import Row
 
 _DEMONSTRATIONS = 512
 
@@ -35,26 +40,16 @@ def work(step: Step) -> None:
     with running(step, config.precision) as runtime:
         base = step.input("base_model")
         data = read_comparisons(step.input("data") / "train.parquet")
-        torch.manual_seed(seed_for(step.spec.seed, "head"))
-        is_reward_model = (base / "reward_head.json").is_file()
-        model = (
-            RewardModel.load(base, runtime.device)
-            if is_reward_model
-            else RewardModel.from_base(base, config.head, runtime.device)
-        )
-        model.offset = 0.0
-        if config.gradient_checkpointing:
-            model.trunk.gradient_checkpointing_enable()
+        model = start_model(step, base, config, runtime)
         # Attention dropout is 0 here (recipe.md §3.4 [D]); train mode only for gradient checkpointing.
         model.train()
-        freeze_unused(model)
-        engine = Engine(model, config.optimiser, runtime)
+        engine = make_engine(model, config, runtime)
         loop = Loop(step, config, runtime, {"model": engine})
 
         batches = plan_batches(data, config.batch_size, config.epochs, step.spec.seed)
         for number in loop.steps(len(batches)):
             batch = batches[number]
-            sums = _accumulate(model, engine, data, batch, config, runtime)
+            sums = _accumulate(engine, data, batch, config, runtime)
             rate = learning_rate(number, peak=config.learning_rate, warmup=config.warmup_steps)
             norm = engine.step(rate)
             loop.log(
@@ -63,26 +58,54 @@ def work(step: Step) -> None:
                 training_grad_norm=norm,
                 training_tokens_total=sums.tokens,
                 training_samples_total=sums.pairs,
-                training_nonfinite_steps_total=int(not np.isfinite(norm)),
+                training_nonfinite_steps_total=loop.watch(norm, lambda batch=batch: _suspects(engine, data, batch)),  # type: ignore[misc]
                 reward_model_accuracy_ratio=sums.accuracy,
                 reward_model_margin=sums.margin,
             )
         peak = runtime.peak_rss()
+        folders, offset = _save(step, engine, config, base)
         if runtime.is_main:
-            model.eval()
-            if step.has_input("demonstrations"):
-                model.offset = mean_score(model, step, config.micro_batch_tokens)
-            folder = scratch_folder(step, "output")
-            model.save(folder, base)
             metrics = {
                 "steps": len(batches),
                 "prompts": len(data),
                 "pairs": sum(map(len, data.pairs)),
-                "offset": model.offset,
+                "offset": offset,
             }
-            step.finish({"model": folder}, metrics, peak)
+            step.finish(folders, metrics, peak)
             loop.close()
         runtime.barrier()
+
+
+def start_model(step: Step, base: Path, config: RewardConfig, runtime: Runtime) -> RewardModel:
+    """The base with its head, or with a fresh one where it has none."""
+    torch.manual_seed(seed_for(step.spec.seed, "head"))
+    if (base / "reward_head.json").is_file():
+        model = RewardModel.load(base, runtime.device, runtime.dtype)
+    else:
+        model = RewardModel.from_base(base, config.head, runtime.device, runtime.dtype)
+    model.offset = 0.0
+    prepare(model, config, seed_for(step.spec.seed, "adapters"))
+    return model
+
+
+def prepare(model: RewardModel, config: Trainer, seed: int) -> None:
+    """For this trainer and for PPO's value model."""
+    models.prepare(model.trunk, config, seed)
+    freeze_unused(model)
+
+
+def _save(step: Step, engine: Engine, config: RewardConfig, base: Path) -> tuple[dict[str, Path], float]:
+    """Set the offset and write the model, on the main rank. Every rank must call it."""
+    with engine.whole() as model:
+        if not engine.runtime.is_main:
+            return {}, 0.0
+        assert isinstance(model, RewardModel)
+        model.eval()
+        if step.has_input("demonstrations"):
+            model.offset = mean_score(model, step, config.micro_batch_tokens)
+        folder = scratch_folder(step, "output")
+        folders = save_with_adapter(model, config.lora, folder, lambda whole, to: whole.save(to, base), trunk="trunk")
+        return folders, model.offset
 
 
 def freeze_unused(model: RewardModel) -> None:
@@ -123,41 +146,44 @@ class _Sums:
 
 
 def _accumulate(
-    model: RewardModel, engine: Engine, data: ComparisonRows, batch: list[int], config: RewardConfig, runtime: Runtime
+    engine: Engine, data: ComparisonRows, batch: list[int], config: RewardConfig, runtime: Runtime
 ) -> _Sums:
     """Forward and backward over this rank's prompts; figures are of the whole batch."""
-    sizes = np.diff(data.first)
-    # A prompt's cost is its number of responses times its longest one, since they are padded together.
-    widths = {p: max(len(data.responses[r]) for r in range(data.first[p], data.first[p + 1])) for p in batch}
-    mine = sorted(batch, key=lambda prompt: (-sizes[prompt] * widths[prompt], prompt))[runtime.rank :: runtime.world]
-    totals = torch.zeros(3, device=runtime.device)
-    for group in prompt_groups(mine, sizes, widths, config.micro_batch_tokens):
-        loss, right, gap = _pair_loss(model, data, group, config, runtime)
-        engine.backward(loss / len(batch))
-        totals += torch.stack([loss.detach() / len(batch), right, gap])
-    runtime.sum(totals)
+    tokens = {p: int(data.responses.offsets[data.first[p + 1]] - data.responses.offsets[data.first[p]]) for p in batch}
+    mine = sorted(batch, key=lambda prompt: (-tokens[prompt], prompt))[runtime.rank :: runtime.world]
+
+    def loss(group: list[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        value, right, gap = _pair_loss(engine, data, group, config)
+        value = value / len(batch)
+        return value, [value, right, gap]
+
+    spare = [min(batch, key=lambda prompt: tokens[prompt])]
+    groups = prompt_groups(mine, tokens, config.micro_batch_tokens)
+    total, right, gap = engine.accumulate(groups, spare, loss, figures=3)
     pairs = sum(len(data.pairs[prompt]) for prompt in batch)
-    tokens = sum(int(data.responses.offsets[data.first[p + 1]] - data.responses.offsets[data.first[p]]) for p in batch)
-    loss_sum, right_sum, gap_sum = totals.tolist()
-    return _Sums(loss_sum, right_sum / max(pairs, 1), gap_sum / max(pairs, 1), pairs, tokens)
+    return _Sums(total, right / max(pairs, 1), gap / max(pairs, 1), pairs, sum(tokens.values()))
 
 
-def prompt_groups(prompts: list[int], sizes: np.ndarray, widths: dict[int, int], budget: int) -> list[list[int]]:
-    """Whole prompts of similar width together, at most `budget` padded tokens a group (one prompt may exceed it)."""
+def prompt_groups(prompts: list[int], tokens: dict[int, int], budget: int) -> list[list[int]]:
+    """Whole prompts together, at most `budget` tokens a group (one prompt may exceed it)."""
     groups: list[list[int]] = []
-    rows = width = 0
-    for prompt in sorted(prompts, key=lambda p: (-widths[p], p)):
-        if groups and (rows + sizes[prompt]) * width <= budget:
+    used = 0
+    for prompt in sorted(prompts, key=lambda p: (-tokens[p], p)):
+        if groups and used + tokens[prompt] <= budget:
             groups[-1].append(prompt)
-            rows += sizes[prompt]
+            used += tokens[prompt]
         else:
             groups.append([prompt])
-            rows, width = sizes[prompt], widths[prompt]
+            used = tokens[prompt]
     return groups
 
 
+def _score(model: RewardModel, rows: Sequence[Row]) -> torch.Tensor:
+    return model(rows)
+
+
 def _pair_loss(
-    model: RewardModel, data: ComparisonRows, prompts: list[int], config: RewardConfig, runtime: Runtime
+    engine: Engine, data: ComparisonRows, prompts: list[int], config: RewardConfig
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(sum over prompts of the mean pair loss, pairs ordered right, sum of score gaps) of some prompts."""
     rows: list[np.ndarray] = []
@@ -167,19 +193,32 @@ def _pair_loss(
         owner += [i] * len(data.pairs[prompt])
         gaps.append(data.gaps[prompt])
         rows += [data.responses[r] for r in range(data.first[prompt], data.first[prompt + 1])]
-    ids, mask = pad(rows, 0).to(runtime.device), mask_of(rows).to(runtime.device)
-    with runtime.autocast():
-        scores = model(ids, mask)
-    index = torch.from_numpy(np.concatenate(pairs)).to(runtime.device)
+    # Equal lengths together, which attention uses; then back in the order of the pairs.
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+    back = torch.tensor(order).argsort().to(engine.runtime.device)
+    scores = engine(_score, [rows[i] for i in order]).index_select(0, back)
+    index = torch.from_numpy(np.concatenate(pairs)).to(scores.device)
     chosen, rejected = scores[index[:, 0]], scores[index[:, 1]]
-    weights = pair_weights(torch.tensor(owner), len(prompts)).to(runtime.device)
-    margin = torch.from_numpy(np.concatenate(gaps)).to(runtime.device) if config.margin else None
+    weights = pair_weights(torch.tensor(owner, dtype=torch.int64), len(prompts)).to(scores.device)
+    margin = torch.from_numpy(np.concatenate(gaps)).to(scores.device) if config.margin else None
     losses = pair_losses(chosen, rejected, margin)
     if config.centring:
         losses = losses + config.centring * (chosen + rejected) ** 2
-    loss = (losses * weights).sum()
     with torch.no_grad():
-        return loss, accuracy(chosen, rejected).sum(), (chosen - rejected).sum()
+        right, gap = accuracy(chosen, rejected).sum(), (chosen - rejected).sum()
+    # A batch without a pair has a loss of zero that still reaches every weight.
+    return (losses * weights).sum() + 0.0 * scores.sum(), right, gap
+
+
+@torch.no_grad()
+def _suspects(engine: Engine, data: ComparisonRows, batch: list[int]) -> list[str]:
+    """Ids of the prompts with a score that is not finite; of the whole batch where it is no single prompt's doing."""
+    found = []
+    for prompt in batch:
+        rows = [data.responses[r] for r in range(data.first[prompt], data.first[prompt + 1])]
+        if not torch.isfinite(engine(_score, rows)).all():
+            found.append(data.ids[prompt])
+    return found or [data.ids[prompt] for prompt in batch]
 
 
 @torch.no_grad()

@@ -65,13 +65,14 @@ class ComparisonRows:
     first: np.ndarray
     pairs: list[np.ndarray]  # each (pairs, 2): chosen, rejected, counted within the prompt
     gaps: list[np.ndarray]
+    ids: list[str]
 
     def __len__(self) -> int:
         return len(self.pairs)
 
 
 def read_comparisons(path: Path) -> ComparisonRows:
-    table = read_table(path, ["input_ids", "pairs"])
+    table = read_table(path, ["id", "input_ids", "pairs"])
     nested = table["input_ids"].combine_chunks()
     inner = nested.flatten()
     responses = Ragged(inner.flatten().to_numpy(zero_copy_only=False), _offsets(inner))
@@ -79,7 +80,7 @@ def read_comparisons(path: Path) -> ComparisonRows:
     for row in table["pairs"].to_pylist():
         pairs.append(np.array([[pair["chosen"], pair["rejected"]] for pair in row], dtype=np.int64).reshape(-1, 2))
         gaps.append(np.array([pair["gap"] for pair in row], dtype=np.float32))
-    return ComparisonRows(responses, _offsets(nested), pairs, gaps)
+    return ComparisonRows(responses, _offsets(nested), pairs, gaps, table["id"].to_pylist())
 
 
 @lru_cache(maxsize=4)  # every step of a pass asks for the same one
@@ -106,15 +107,20 @@ def share(rows: Sequence[int], lengths: np.ndarray, rank: int, world: int) -> li
 
 
 def micro_batches(rows: Sequence[int], lengths: np.ndarray, budget: int) -> list[list[int]]:
-    """Rows of similar length together, each group at most `budget` padded tokens (one row may exceed it alone)."""
+    """Rows in groups of at most `budget` tokens, longest first (one row may exceed the budget alone).
+
+    Rows are packed without padding; sorting puts equal lengths together, which attention uses (`attention.py`).
+    """
     groups: list[list[int]] = []
-    width = 0
+    used = 0
     for row in sorted(rows, key=lambda row: (-int(lengths[row]), row)):
-        if groups and (len(groups[-1]) + 1) * width <= budget:
+        length = int(lengths[row])
+        if groups and used + length <= budget:
             groups[-1].append(row)
+            used += length
         else:
             groups.append([row])
-            width = int(lengths[row])
+            used = length
     return groups
 
 

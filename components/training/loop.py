@@ -1,14 +1,15 @@
 """The step loop that the trainers share: resume, seed, time, log, checkpoint, stop. A step's work is the trainer's."""
 
 import logging
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from components.core.config import Trainer
-from components.core.errors import Cancelled
+from components.core.errors import Cancelled, UserError
 from components.core.metrics import Metrics
 from components.core.seeds import seed_for
 from components.core.step import Step
@@ -41,8 +42,9 @@ class Loop:
             if runtime.is_main
             else None
         )
-        self.checkpoints = Checkpoints(step, config.keep_checkpoints, self.metrics)
+        self.checkpoints = Checkpoints(step, config.keep_checkpoints, self.metrics, runtime)
         self._line: dict[str, float] = {}
+        self._skipped = 0
 
     def steps(self, total: int) -> Iterator[int]:
         """Step numbers from where the last complete checkpoint ends; saves and stops between steps."""
@@ -59,13 +61,36 @@ class Loop:
                 self._save(number + 1)
             if cancelled:
                 self.checkpoints.wait()
+                self.runtime.barrier()
                 raise Cancelled(
                     f"{self.step.spec.step} was cancelled after step {number + 1} of {total}; its checkpoint is kept"
                 )
+        # Before the output is published and checkpoints are deleted, no rank may still be writing one.
+        self.checkpoints.wait()
+        self.runtime.barrier()
 
     def log(self, **values: float) -> None:
         """Numbers of the present step, already reduced over ranks; written when it ends."""
         self._line |= values
+
+    def watch(self, norm: float, suspects: Callable[[], Sequence[str]]) -> int:
+        """1 where an optimiser step was skipped because its gradient was not finite, else 0.
+
+        Raises UserError after max_nonfinite_steps of them in a row, naming the samples that `suspects` finds.
+        """
+        if math.isfinite(norm):
+            self._skipped = 0
+            return 0
+        self._skipped += 1
+        log.warning("a gradient is not finite; the optimiser step is skipped (%d in a row)", self._skipped)
+        if self._skipped >= self.config.max_nonfinite_steps:
+            names = suspects()
+            shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+            raise UserError(
+                f"loss or gradient not finite in {self._skipped} steps in a row; samples of the last: {shown}",
+                fix="look at these rows, or lower the learning rate",
+            )
+        return 1
 
     def close(self) -> None:
         """The step is done and its output published: checkpoints may go."""
@@ -85,11 +110,13 @@ class Loop:
         )
 
     def _save(self, number: int) -> None:
-        if self.runtime.is_main:
-            tensors = {
-                f"{name}/{key}": value for name, engine in self.engines.items() for key, value in engine.state().items()
-            }
-            self.checkpoints.save(number, tensors, self._state())
+        # Every rank takes part: a sharded model gathers each weight on the way.
+        tensors = {
+            f"{name}/{key}": value for name, engine in self.engines.items() for key, value in engine.state().items()
+        }
+        part = next(iter(self.engines.values())).part()
+        if part is not None:
+            self.checkpoints.save(number, tensors, {**self._state(), "skipped_in_a_row": self._skipped}, part)
 
     def _resume(self) -> int:
         found = self.checkpoints.latest()
@@ -99,6 +126,7 @@ class Loop:
             for name, engine in self.engines.items():
                 prefix = f"{name}/"
                 engine.load_state({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+            self._skipped = state.pop("skipped_in_a_row")
             self._load_state(state)
             log.info("going on after step %d", number)
         if self.metrics is not None:

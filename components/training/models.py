@@ -2,16 +2,23 @@
 
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from components.core.chatml import CHAT_TEMPLATE, END_OF_TEXT, IM_END, ChatTokenizer
+from components.core.config import Lora, Trainer
 from components.core.errors import UserError
+from components.core.step import Step
+from components.training.attention import IMPLEMENTATION, Segments
+from components.training.checkpoint import scratch_folder
+from components.training.engine import Engine
 
 # Progress bars of every load and save would drown a step's own lines.
 transformers.utils.logging.disable_progress_bar()
@@ -19,8 +26,10 @@ transformers.utils.logging.disable_progress_bar()
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")
 
 
-def load_policy(folder: Path, *, dropout: float = 0.0, device: torch.device | None = None) -> PreTrainedModel:
-    """A causal language model in fp32 with attention dropout set (PPO needs it off: ratio 1 on the first pass).
+def load_policy(
+    folder: Path, *, dropout: float = 0.0, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """A causal language model with attention dropout set (PPO needs it off: ratio 1 on the first pass).
 
     Raises UserError where the folder has no config or no safetensors weights: pickles can run code and are refused.
     """
@@ -36,12 +45,14 @@ def load_policy(folder: Path, *, dropout: float = 0.0, device: torch.device | No
         raise UserError(f"{folder}: no weights (*.safetensors)")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+            raise UserError(f"{folder}: sliding-window attention is not supported; use a model with full attention")
         config.attention_dropout = dropout
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
-            dtype=torch.float32,
-            attn_implementation="sdpa",
+            dtype=dtype,
+            attn_implementation=IMPLEMENTATION,
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
@@ -70,6 +81,57 @@ def save_policy(model: PreTrainedModel, folder: Path, tokenizer_folder: Path) ->
     copy_tokenizer(tokenizer_folder, folder)
 
 
+def save_trained(engine: Engine, step: Step, tokenizer_folder: Path) -> dict[str, Path]:
+    """Write a trained policy, on the main rank: {"model": folder}, and with LoRA {"adapter": folder} beside it.
+
+    Every rank must call it: sharded weights are gathered.
+    """
+    with engine.whole() as model:
+        if not engine.runtime.is_main:
+            return {}
+        assert isinstance(model, PreTrainedModel)
+        folder = scratch_folder(step, "output")
+        return save_with_adapter(
+            model, engine.config.lora, folder, lambda whole, to: save_policy(whole, to, tokenizer_folder)
+        )
+
+
+def save_with_adapter(
+    model: Any, lora: Lora, folder: Path, save: Callable[[Any, Path], None], trunk: str = ""
+) -> dict[str, Path]:
+    """Write by `save` under folder/model, merged where there are adapters, which then go to folder/adapter as well."""
+    (folder / "model").mkdir()
+    if not lora.rank:
+        save(model, folder / "model")
+        return {"model": folder / "model"}
+    from components.training.lora import merged, save_adapter
+
+    (folder / "adapter").mkdir()
+    save_adapter(getattr(model, trunk) if trunk else model, lora, folder / "adapter")
+    save(merged(model), folder / "model")
+    return {"model": folder / "model", "adapter": folder / "adapter"}
+
+
+def prepare(model: PreTrainedModel, config: Trainer, seed: int) -> None:
+    """Adapters from `seed`, recomputed activations, compiled layers: as the trainer's settings ask for."""
+    if config.lora.rank:
+        # peft takes seconds to import, and most runs do without.
+        from components.training.lora import add_adapters
+
+        add_adapters(model, config.lora, seed)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    if config.compile:
+        compile_layers(model)
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """Compile each transformer layer in place: all are alike, so there is one compilation, and no name changes."""
+    layers: Any = model.base_model.layers
+    for layer in layers:
+        layer.compile(dynamic=True)
+
+
 def copy_tokenizer(source: Path, folder: Path) -> None:
     """The tokenizer's files byte for byte, and the chat template that renders just what `core/chatml.py` encodes."""
     for name in _TOKENIZER_FILES:
@@ -83,20 +145,26 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
 
 
-def hidden_states(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Last hidden states (rows, time, hidden) of padded rows, whichever side the padding is on.
+def hidden_states(model: PreTrainedModel, rows: Sequence[Sequence[int] | np.ndarray]) -> tuple[torch.Tensor, Segments]:
+    """(tokens, hidden) last hidden states of rows laid end to end, and where each row lies.
 
-    Position ids count a row's own tokens, so that padding shifts nothing.
+    No padding: every token costs once. Each row has positions of its own and sees only itself, so its states are those
+    it has alone.
     """
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    output = model.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
-    return output.last_hidden_state
+    device = model.device
+    segments = Segments.of([len(row) for row in rows], device)
+    ids = torch.from_numpy(np.concatenate([np.asarray(row, dtype=np.int64) for row in rows]))[None]
+    output = model.base_model(
+        input_ids=ids.to(device), position_ids=segments.positions(), segments=segments, use_cache=False
+    )
+    return output.last_hidden_state[0], segments
 
 
 def logits_at(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     """fp32 logits (positions, vocabulary) of chosen hidden states (positions, hidden).
 
-    Only ever asked for positions that are scored: the whole [rows, time, vocabulary] tensor is what runs out of memory.
+    Only ever asked for positions that are scored, in pieces (`scoring.by_chunk`): all of them at once is what runs out
+    of memory.
     """
     head: nn.Module = model.get_output_embeddings()
     return head(hidden).float()

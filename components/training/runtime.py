@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from components.core.errors import UserError
 from components.core.step import Step, peak_rss
 
 
@@ -26,11 +27,10 @@ class Runtime:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """bf16 arithmetic over fp32 weights, or nothing."""
-        if self.precision == "bf16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return contextlib.nullcontext()
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and arithmetic; master weights and moments are fp32 whatever it is."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     def barrier(self) -> None:
         if self.world > 1:
@@ -47,6 +47,14 @@ class Runtime:
         if self.world == 1:
             return flag
         return bool(self.sum(torch.tensor([float(flag)], device=self.device)).item())
+
+    def max(self, number: int) -> int:
+        """The largest number of any rank."""
+        if self.world == 1:
+            return number
+        largest = torch.tensor(number, device=self.device)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return int(largest.item())
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, on every rank, in rank order."""
@@ -74,13 +82,16 @@ def running(step: Step, precision: str = "fp32") -> Iterator[Runtime]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     if local_rank == 0:
         step.fetch_inputs()
-    if world > 1:
+    joins = world > 1 and not dist.is_initialized()
+    if joins:
         dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(minutes=30))
     runtime = Runtime(rank, world, device, precision)
     try:
         runtime.barrier()
         yield runtime
+    except torch.OutOfMemoryError as error:
+        raise UserError("GPU out of memory outside a training pass; lower micro_batch_tokens") from error
     finally:
         # A group left open aborts the other ranks when this one exits first.
-        if dist.is_initialized():
+        if joins:
             dist.destroy_process_group()

@@ -1,14 +1,32 @@
-"""Sampling with a key-value cache. Each response draws from its own seed, whoever shares its batch."""
+"""Sampling with a key-value cache. Each response draws from its own seed, whoever shares its batch.
+
+Where the time goes, and what is done about it:
+
+    prompts      sorted by length and read in groups of like length, equal ones once; nothing is padded on the left, so
+                 a group needs no mask
+    cache        two buffers a layer, made once; a step writes one column and copies nothing
+    ended rows   give their place to the last row, so that a long response costs one row
+    choosing     no sort for top_p 1, and a partial one below where the nucleus is small
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin
 
-from components.training.data import mask_of, pad
+from components.core.errors import UserError
+from components.training.data import pad
+
+# A group of prompts that are read together: the longest has at most this many times the tokens of the shortest.
+_LIKE_LENGTH = 1.25
+# Nuclei of trained models are far smaller than the vocabulary; a larger one costs a whole sort.
+_SMALL_NUCLEUS = 256
 
 
 @dataclass(frozen=True)
@@ -22,25 +40,46 @@ class Response:
 def choose(logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
     """One token a row by inverse-CDF sampling from the nucleus: (rows, vocabulary), (rows,) in [0, 1) -> (rows,).
 
-    The nucleus is the smallest set of most likely tokens whose probability reaches top_p (Holtzman et al. 2020).
-    Temperature 0 takes the most likely token.
+    The nucleus is the smallest set of most likely tokens whose probability reaches top_p (Holtzman et al. 2020). The
+    CDF runs from the most likely token to the least, equals by id; where top_p is 1 nothing needs that order, and it
+    runs by id. Temperature 0 takes the most likely token.
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
-    probabilities, order = torch.softmax(logits.float() / temperature, dim=-1).sort(
-        dim=-1, descending=True, stable=True
-    )
-    before = probabilities.cumsum(dim=-1) - probabilities
-    kept = probabilities * (before < top_p)
-    cumulative = kept.cumsum(dim=-1)
+    probabilities = torch.softmax(logits.float() / temperature, dim=-1)
+    if top_p >= 1:
+        return _invert(probabilities, uniform)
+    likely, order = _descending(probabilities, top_p)
+    before = likely.cumsum(dim=-1) - likely
+    rank = _invert(likely * (before < top_p), uniform)
+    return order.gather(1, rank[:, None])[:, 0]
+
+
+def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Where the running sum first exceeds uniform x total: (rows, n), (rows,) -> (rows,); never at a weight of 0.
+
+    In double precision, so that 150,000 small terms add up, a GPU's order of adding decides no token, and a float32
+    uniform (at most 1 - 2^-24) stays below the total when multiplied by it.
+    """
+    cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
     target = uniform[:, None] * cumulative[:, -1:]
-    # Counting the steps not above the target finds the first one beyond it; the clamp guards the last against rounding.
-    rank = (cumulative <= target).sum(dim=-1, keepdim=True)
-    last = (kept > 0).sum(dim=-1, keepdim=True) - 1
-    return order.gather(1, torch.minimum(rank, last))[:, 0]
+    return torch.searchsorted(cumulative, target, right=True)[:, 0]
 
 
-@torch.no_grad()
+def _descending(probabilities: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities from the largest, equals by id, and their ids: both (rows, n), n enough for every row's nucleus."""
+    if probabilities.shape[1] > _SMALL_NUCLEUS:
+        ids = probabilities.topk(_SMALL_NUCLEUS, dim=-1).indices.sort(dim=-1).values
+        likely, order = probabilities.gather(1, ids).sort(dim=-1, descending=True, stable=True)
+        reached = likely.cumsum(dim=-1) >= top_p
+        # topk breaks ties as it likes: its last value must lie below the nucleus, or an equal one may be missing.
+        if bool((reached[:, :-1] & (likely[:, :-1] > likely[:, -1:])).any(dim=-1).all()):
+            return likely, ids.gather(1, order)
+    likely, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    return likely, order
+
+
+@torch.inference_mode()
 def sample(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
@@ -55,7 +94,8 @@ def sample(
 ) -> list[Response]:
     """One response a prompt, in order. `batch_tokens` bounds rows x (longest prompt + max_new_tokens) of a batch."""
     responses: list[Response | None] = [None] * len(prompts)
-    by_length = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    # Equal prompts side by side, whatever order they came in, so that a batch reads them once.
+    by_length = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), tuple(prompts[i]), i))
     start = 0
     while start < len(by_length):
         stop = start + 1
@@ -84,34 +124,167 @@ def _sample_batch(
     stops: set[int],
     pad_id: int,
 ) -> list[Response]:
-    """Left-padded decoding; finished rows leave the batch, so that a long response costs one row."""
-    device = model.device
-    ids, mask = pad(prompts, pad_id, left=True).to(device), mask_of(prompts, left=True).to(device)
-    uniforms = uniforms.to(device)
-    cache: Any = DynamicCache(config=model.config)
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    alive = list(range(len(prompts)))
+    """Responses of prompts sorted by length, equal ones side by side; uniforms (rows, max_new_tokens)."""
+    width, limit = len(prompts[-1]), uniforms.shape[1]
+    _check_window(model, width + limit)
+    uniforms = uniforms.to(model.device)
+    cursor = _Cursor(len(prompts), width + limit)
+    cache: Any = Cache(layer_class_to_replicate=partial(_Buffers, cursor))  # type: ignore[arg-type]
+    hidden = _read(model, prompts, cache, cursor, pad_id)
+    mask = _gaps(prompts, width + limit).to(model.device, hidden.dtype)
+    positions = torch.tensor([[len(prompt)] for prompt in prompts], device=model.device)
     written: list[list[int]] = [[] for _ in prompts]
-    ended = [False] * len(prompts)
-    for time in range(uniforms.shape[1]):
-        hidden = model.base_model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        ).last_hidden_state[:, -1]
-        logits = model.get_output_embeddings()(hidden)
-        tokens = choose(logits, uniforms[:, time], temperature, top_p)
-        keep = []
-        for row, (index, token) in enumerate(zip(alive, tokens.tolist(), strict=True)):
+    alive = list(range(len(prompts)))
+    for step in range(limit):
+        tokens = choose(model.get_output_embeddings()(hidden), uniforms[:, step], temperature, top_p)
+        chosen = tokens.tolist()
+        for index, token in zip(alive, chosen, strict=True):
             written[index].append(token)
-            ended[index] = token in stops
-            if not ended[index]:
-                keep.append(row)
-        if not keep:
+        going = [row for row, token in enumerate(chosen) if token not in stops]
+        if not going or step + 1 == limit:
             break
-        mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
-        positions, ids = positions[:, -1:] + 1, tokens[:, None]
-        if len(keep) < len(alive):
-            chosen = torch.tensor(keep, device=device)
-            cache.batch_select_indices(chosen)
-            mask, positions, ids, uniforms = mask[chosen], positions[chosen], ids[chosen], uniforms[chosen]
-            alive = [alive[row] for row in keep]
-    return [Response(row, truncated=not end) for row, end in zip(written, ended, strict=True)]
+        if len(going) < len(alive):
+            order = _closed_up(going)
+            cache_rows = torch.tensor(order, device=model.device)
+            tokens, uniforms, mask, positions = (t[cache_rows] for t in (tokens, uniforms, mask, positions))
+            for layer in cache.layers:
+                layer.close_up(order)
+            alive = [alive[row] for row in order]
+        cursor.write(slice(0, len(alive)), width + step)
+        hidden = model.base_model(
+            input_ids=tokens[:, None],
+            attention_mask=mask[..., : width + step + 1],
+            position_ids=positions + step,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+    return [Response(ids, truncated=not (ids and ids[-1] in stops)) for ids in written]
+
+
+def _read(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], cache: Cache, cursor: "_Cursor", pad_id: int
+) -> torch.Tensor:
+    """Fill the cache with the prompts: hidden states (rows, hidden) that predict each row's first token.
+
+    Padded on the right, where a causal model does not look, so that no mask is needed.
+    """
+    hidden, row = [], 0
+    for group in _groups([(prompt, len(list(same))) for prompt, same in groupby(prompts, key=list)]):
+        distinct, counts = [prompt for prompt, _ in group], torch.tensor([count for _, count in group])
+        copies = torch.arange(len(group)).repeat_interleave(counts).to(model.device)
+        cursor.write(slice(row, row + len(copies)), 0, None if len(copies) == len(group) else copies)
+        ids = pad(distinct, pad_id).to(model.device)
+        output = model.base_model(
+            input_ids=ids,
+            position_ids=torch.arange(ids.shape[1], device=model.device)[None],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        last = torch.tensor([len(prompt) - 1 for prompt in distinct], device=model.device)
+        hidden.append(output[copies, last[copies]])
+        row += len(copies)
+    return torch.cat(hidden)
+
+
+def _groups(counted: list[tuple[list[int], int]]) -> list[list[tuple[list[int], int]]]:
+    """Neighbours of like length, given prompts sorted by length with how often each is asked for."""
+    groups: list[list[tuple[list[int], int]]] = []
+    for item in counted:
+        if groups and len(item[0]) <= _LIKE_LENGTH * len(groups[-1][0][0]):
+            groups[-1].append(item)
+        else:
+            groups.append([item])
+    return groups
+
+
+def _gaps(prompts: Sequence[Sequence[int]], columns: int) -> torch.Tensor:
+    """Additive mask (rows, 1, 1, columns): a row sees its prompt, and what is written beyond the longest one."""
+    column, lengths = torch.arange(columns), torch.tensor([len(prompt) for prompt in prompts])
+    unseen = (column >= lengths[:, None]) & (column < int(lengths.max()))
+    return torch.zeros(unseen.shape).masked_fill(unseen, -torch.inf)[:, None, None]
+
+
+def _closed_up(going: list[int]) -> list[int]:
+    """The rows that go on, the last ones moved into the places of those that ended: [0, 3, 4] -> [0, 4, 3]."""
+    kept = set(going)
+    last = iter(reversed(going))
+    return [row if row in kept else next(last) for row in range(len(going))]
+
+
+def _check_window(model: PreTrainedModel, tokens: int) -> None:
+    """Refuse what the cache cannot tell: columns are not positions, so a sliding window would cut in wrong places."""
+    window = getattr(model.config, "sliding_window", None)
+    if window is not None and tokens > window:
+        raise UserError(
+            f"prompt and response of {tokens} tokens exceed the model's attention window of {window}",
+            fix="shorten the prompts or lower max_new_tokens",
+        )
+
+
+@dataclass
+class _Cursor:
+    """Where the next forward pass writes; all layers share it. Buffers have `height` rows and `columns` columns."""
+
+    height: int
+    columns: int
+    rows: slice = field(default_factory=lambda: slice(0))
+    column: int = 0
+    copies: torch.Tensor | None = None
+
+    def write(self, rows: slice, column: int, copies: torch.Tensor | None = None) -> None:
+        """`copies` (rows,) names the input row that each written one repeats."""
+        self.rows, self.column, self.copies = rows, column, copies
+
+
+class _Buffers(CacheLayerMixin):
+    """One layer's keys and values, both (rows, heads, columns, head size), written in place.
+
+    A column is no position: prompts start at column 0, responses after the longest prompt, and the mask hides the gap.
+    """
+
+    is_sliding = False
+    keys: Any
+    values: Any
+
+    def __init__(self, cursor: _Cursor) -> None:
+        super().__init__()
+        self.cursor = cursor
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        # Zeros: a gap gets probability 0, and 0 times what happens to lie in memory may be NaN.
+        self.keys, self.values = (
+            states.new_zeros(self.cursor.height, states.shape[1], self.cursor.columns, states.shape[3])
+            for states in (key_states, value_states)
+        )
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write (rows, heads, new, head size) at the cursor; all that the new tokens may see."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        rows, start, copies = self.cursor.rows, self.cursor.column, self.cursor.copies
+        end = start + key_states.shape[2]
+        for buffer, states in ((self.keys, key_states), (self.values, value_states)):
+            buffer[rows, :, start:end] = states if copies is None else states[copies]
+        if start == 0:
+            return key_states, value_states
+        return self.keys[rows, :, :end], self.values[rows, :, :end]
+
+    def close_up(self, order: list[int]) -> None:
+        """Move rows as `_closed_up` says: only those that change place are copied."""
+        moved = [(to, source) for to, source in enumerate(order) if to != source]
+        if moved:
+            to, source = (torch.tensor(side, device=self.keys.device) for side in zip(*moved, strict=True))
+            for buffer in (self.keys, self.values):
+                buffer[to] = buffer[source]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.cursor.column + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.cursor.column
+
+    def get_max_length(self) -> int:
+        return self.cursor.columns

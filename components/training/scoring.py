@@ -1,31 +1,59 @@
 """Log-probabilities by teacher-forced forward passes, taken only where they are needed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from components.core.chatml import IGNORE
-from components.training.data import mask_of, micro_batches, pad
+from components.training.data import micro_batches
 from components.training.models import hidden_states, logits_at
 
+Row = Sequence[int] | np.ndarray
+_LOGITS = 1 << 27  # elements of one piece of fp32 logits: 512 MiB
 
-def token_nll(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood (targets,) of every labelled token of right-padded rows.
 
-    `labels` are unshifted (rows, time); the shift happens here, and a label at position 0 is lost with it.
+def token_nll(model: PreTrainedModel, rows: Sequence[Row], labels: Sequence[Row]) -> torch.Tensor:
+    """Negative log-likelihood (targets,) of every labelled token of some rows, joined row after row.
+
+    `labels` are unshifted; the shift happens here, row by row: a row's first token is never a target, so nothing is
+    predicted from the row before it.
     """
-    targets = labels[:, 1:]
-    wanted = targets != IGNORE
-    hidden = hidden_states(model, ids, mask)[:, :-1][wanted]
-    return F.cross_entropy(logits_at(model, hidden), targets[wanted], reduction="none")
+    hidden, _ = hidden_states(model, rows)
+    targets = np.concatenate([np.append(np.asarray(row)[1:], IGNORE) for row in labels])
+    places = np.flatnonzero(targets != IGNORE)
+    wanted = torch.from_numpy(targets[places].astype(np.int64)).to(hidden.device)
+    states = hidden.index_select(0, torch.from_numpy(places).to(hidden.device))
+    return by_chunk(model, states, lambda logits, part: F.cross_entropy(logits, part, reduction="none"), wanted)
+
+
+def by_chunk(
+    model: PreTrainedModel,
+    states: torch.Tensor,
+    function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    targets: torch.Tensor,
+) -> torch.Tensor:
+    """function(logits, targets) over pieces of (positions, hidden) states and (positions,) targets, joined.
+
+    More than one piece is computed again in the backward pass, so that never more than one piece of logits exists.
+    """
+
+    def piece(part: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return function(logits_at(model, part), target)
+
+    size = max(1, _LOGITS // model.config.vocab_size)
+    if len(states) <= size:
+        return piece(states, targets)
+    pairs = zip(states.split(size), targets.split(size), strict=True)
+    return torch.cat([checkpoint(piece, *pair, use_reentrant=False) for pair in pairs])
 
 
 def response_tokens(
     model: PreTrainedModel,
-    sequences: Sequence[Sequence[int]],
+    sequences: Sequence[Row],
     starts: Sequence[int],
     temperature: float = 1.0,
     entropy_gradient: bool = False,
@@ -35,24 +63,28 @@ def response_tokens(
     Row i's response is sequences[i][starts[i]:]. Logits are divided by the sampling temperature and not otherwise
     filtered: top-p is part of the sampler, not of the policy (recipe.md §7).
     """
-    device = model.device
-    ids, mask = pad(sequences, 0).to(device), mask_of(sequences).to(device)
-    wanted = response_positions(sequences, starts).to(device)
-    hidden = hidden_states(model, ids, mask)[:, :-1][wanted]
-    log_probs = F.log_softmax(logits_at(model, hidden) / temperature, dim=-1)
-    taken = log_probs.gather(1, ids[:, 1:][wanted][:, None])[:, 0]
-    # Its graph would keep another (tokens, vocabulary) tensor, so only for an entropy bonus.
-    with torch.set_grad_enabled(torch.is_grad_enabled() and entropy_gradient):
-        entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
-    return taken, entropy
+    hidden, _ = hidden_states(model, sequences)
+    targets = np.concatenate([np.asarray(row)[start:] for row, start in zip(sequences, starts, strict=True)])
+
+    def both(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        log_probs = F.log_softmax(logits / temperature, dim=-1)
+        # Its graph would keep another (tokens, vocabulary) tensor, so only for an entropy bonus.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and entropy_gradient):
+            entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
+        return torch.stack([log_probs.gather(1, target[:, None])[:, 0], entropy], dim=-1)
+
+    states = hidden.index_select(0, response_positions(sequences, starts).to(hidden.device))
+    found = by_chunk(model, states, both, torch.from_numpy(targets.astype(np.int64)).to(hidden.device))
+    return found[:, 0], found[:, 1]
 
 
-def response_positions(sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> torch.Tensor:
-    """(rows, time - 1) mask of the positions whose next token belongs to the response."""
-    columns = torch.arange(1, max(len(row) for row in sequences))
-    begin = torch.tensor(list(starts))[:, None]
-    end = torch.tensor([len(row) for row in sequences])[:, None]
-    return (columns >= begin) & (columns < end)
+def response_positions(sequences: Sequence[Row], starts: Sequence[int]) -> torch.Tensor:
+    """(response tokens,) index in the joined rows of the position that predicts each response token: one before it."""
+    first = np.cumsum([0, *(len(row) for row in sequences)])[:-1]
+    places = [
+        np.arange(start - 1, len(row) - 1) + begin for row, start, begin in zip(sequences, starts, first, strict=True)
+    ]
+    return torch.from_numpy(np.concatenate(places))
 
 
 @torch.no_grad()
@@ -85,9 +117,7 @@ def token_losses(
     total, count = 0.0, 0
     lengths = np.array([len(ids) for ids, _ in rows])
     for group in micro_batches(range(len(rows)), lengths, batch_tokens):
-        ids = pad([rows[i][0] for i in group], 0).to(model.device)
-        mask = mask_of([rows[i][0] for i in group]).to(model.device)
-        nll = token_nll(model, ids, mask, pad([rows[i][1] for i in group], IGNORE).to(model.device))
+        nll = token_nll(model, [rows[i][0] for i in group], [rows[i][1] for i in group])
         total += float(nll.double().sum())
         count += len(nll)
     return total, count

@@ -58,13 +58,13 @@ def test_optimiser_steps_are_rollouts_times_epochs_times_mini_batches(
 ) -> None:  # fmt: skip
     """Every rollout, the last of a pass over the prompts too (trl#5645 took a step a micro-batch there)."""
     steps: list[int] = []
-    original = Engine.apply
+    original = Engine.step
 
-    def counted(self: Engine, learning_rate: float, norm: float) -> float:
+    def counted(self: Engine, learning_rate: float) -> float:
         steps.append(id(self))
-        return original(self, learning_rate, norm)
+        return original(self, learning_rate)
 
-    monkeypatch.setattr(Engine, "apply", counted)
+    monkeypatch.setattr(Engine, "step", counted)
     config = ppo_config | {"epochs": epochs, "mini_batch_size": size, "micro_batch_tokens": 40}
     run_step("ppo", tmp_path / "out", ppo_inputs, config)
     assert len(steps) == 3 * expected * 2

@@ -19,18 +19,22 @@ ROWS = [[5, 6, 7, 8, 9, 10, 11], [20, 21, 22], [30, 31, 32, 33, 34]]
 
 @pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "llama"])
 @pytest.mark.parametrize("left", [True, False])
-def test_logits_are_the_same_alone_and_padded_on_either_side(
+def test_logits_are_the_same_alone_packed_and_padded_on_either_side(
     model_folders: Callable[[str], Path], architecture: str, left: bool
 ) -> None:
+    """Padded as transformers itself does it: a model of another attention implementation, with a mask."""
     model = load_policy(model_folders(architecture))
+    theirs = AutoModelForCausalLM.from_pretrained(model_folders(architecture), attn_implementation="eager")
+    mask = mask_of(ROWS, left=left)
     with torch.no_grad():
-        together = hidden_states(model, pad(ROWS, 0, left=left), mask_of(ROWS, left=left))
-        for i, row in enumerate(ROWS):
-            alone = logits_at(
-                model, hidden_states(model, torch.tensor([row]), torch.ones(1, len(row), dtype=torch.long))[0]
-            )
-            own = together[i, -len(row) :] if left else together[i, : len(row)]
+        packed, segments = hidden_states(model, ROWS)
+        padded = theirs(
+            pad(ROWS, 0, left=left), attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)
+        ).logits
+        for i, (row, own) in enumerate(zip(ROWS, packed.split(list(segments.lengths)), strict=True)):
+            alone = logits_at(model, hidden_states(model, [row])[0])
             assert torch.allclose(logits_at(model, own), alone, atol=1e-5)
+            assert torch.allclose(padded[i, mask[i].bool()], alone, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "llama"])
