@@ -49,7 +49,7 @@ golden: $(READY) ## Write the golden files again, after a change that is meant
 	KUBEALIGN_GOLDEN=write $(BIN)/python -m pytest -q tests -k golden
 
 lock: $(READY) ## Resolve the dependencies again
-	$(BIN)/uv pip compile -q pyproject.toml --all-extras --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements.lock
+	$(BIN)/uv pip compile -q pyproject.toml --extra training --extra pipelines --extra dev --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements.lock
 
 clean: ## Remove the environment, caches and runs
 	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache $(ROOT)

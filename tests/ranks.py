@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,31 +43,47 @@ def inputs_for(step: str, folder: Path, tmp_path: Path) -> dict[str, str]:
     return {"base_model": base, "data": publish_rows(tmp_path / "r", tmp_path / "d", rows)}
 
 
-def start(
-    step: str, output: Path, inputs: dict[str, str], config: dict[str, Any], processes: int = 1, module: str = ""
-) -> "subprocess.Popen[str]":
-    """Write the spec and start the ranks; `module` in place of the step's own entry point."""
-    spec = make_spec(step, run="test", seed=0, config=config, inputs=inputs, output=str(output))
-    store.write_bytes(spec.uri, spec.model_dump_json().encode())
+def start(module: str, spec: str, processes: int) -> "subprocess.Popen[str]":
+    """`torchrun -m module --spec ...`, in a process group of its own so that a test can end all of it."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return subprocess.Popen(
-        [*command, "-m", module or f"components.{step}", "--spec", spec.uri],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
+        [*command, "-m", module, "--spec", spec], env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
 
 
-def launch(
-    step: str, output: Path, inputs: dict[str, str], config: dict[str, Any], processes: int = 1, module: str = ""
-) -> StepResult:
-    """Run it to its end and give its result."""
-    process = start(step, output, inputs, config, processes, module)
-    log, _ = process.communicate(timeout=300)
+def run(module: str, spec: str, processes: int) -> str:
+    """Start the ranks, wait, check; what they logged."""
+    process = start(module, spec, processes)
+    log, _ = process.communicate(timeout=600)
     assert process.returncode == 0, log[-3000:]
+    return log
+
+
+def finished(output: Path) -> StepResult:
     result = read_result(str(output))
     assert result is not None
     return result
 
 
-def model_folder(model_folders: Callable[[str], Path]) -> Path:
-    return model_folders("qwen2")
+def launch(step: str, output: Path, inputs: dict[str, str], config: dict[str, Any], processes: int = 1) -> StepResult:
+    """Write the spec, run the step to its end in so many ranks, give its result."""
+    spec = make_spec(step, run="test", seed=0, config=config, inputs=inputs, output=str(output))
+    store.write_bytes(spec.uri, spec.model_dump_json().encode())
+    run(f"components.{step}", spec.uri, processes)
+    return finished(output)
+
+
+def launch_all(
+    step: str, folder: Path, inputs: dict[str, str], configs: list[dict[str, Any]], processes: int = 2
+) -> list[StepResult]:
+    """Several configurations one after the other in the same ranks; outputs are folder/<step>-<number>."""
+    outputs = [folder / f"{step}-{number}" for number in range(len(configs))]
+    specs = [
+        make_spec(step, run="test", seed=0, config=config, inputs=inputs, output=str(output))
+        for config, output in zip(configs, outputs, strict=True)
+    ]
+    for spec in specs:
+        store.write_bytes(spec.uri, spec.model_dump_json().encode())
+    run("tests.several", ",".join(spec.uri for spec in specs), processes)
+    return [finished(output) for output in outputs]

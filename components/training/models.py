@@ -120,7 +120,7 @@ def prepare(model: PreTrainedModel, config: Trainer, seed: int) -> None:
 
         add_adapters(model, config.lora, seed)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     if config.compile:
         compile_layers(model)
 

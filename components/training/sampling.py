@@ -131,6 +131,8 @@ def _sample_batch(
     cursor = _Cursor(len(prompts), width + limit)
     cache: Any = Cache(layer_class_to_replicate=partial(_Buffers, cursor))  # type: ignore[arg-type]
     hidden = _read(model, prompts, cache, cursor, pad_id)
+    if not bool(torch.isfinite(hidden).all()):
+        raise UserError("sampling: the policy's hidden states are not finite", fix="look at its weights and its data")
     mask = _gaps(prompts, width + limit).to(model.device, hidden.dtype)
     positions = torch.tensor([[len(prompt)] for prompt in prompts], device=model.device)
     written: list[list[int]] = [[] for _ in prompts]
