@@ -17,7 +17,6 @@ from components.core.config import BaseModelConfig, Trainer
 from components.core.seeds import seed_for
 from components.core.step import Step
 from components.data_prep.sources import plain_texts
-from components.training.checkpoint import scratch_folder
 from components.training.data import row_order
 from components.training.engine import make_engine
 from components.training.loop import Loop
@@ -34,7 +33,7 @@ def work(step: Step) -> None:
     """Input: data_root (raw files), for 'init' alone. Output: a model folder whose tokenizer has the control tokens."""
     config: BaseModelConfig = step.config
     if config.model != "init":
-        folder = scratch_folder(step, "output")
+        folder = step.scratch("output")
         bring(config, folder, step.work / "download")
         step.finish({"model": folder}, {"model": config.model})
         shutil.rmtree(step.work / "download", ignore_errors=True)
@@ -86,7 +85,7 @@ def _make(step: Step, config: BaseModelConfig, runtime: Runtime) -> None:
         )
     peak = runtime.peak_rss()
     if runtime.is_main:
-        output = scratch_folder(step, "output")
+        output = step.scratch("output")
         model.eval()
         save_policy(model, output, folder)
         parameters = sum(p.numel() for p in model.parameters())

@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -55,6 +56,13 @@ class Step:
         for name, digest in self.spec.input_digests.items():
             if digest is not None:
                 self.input(name)
+
+    def scratch(self, name: str) -> Path:
+        """An empty local folder for output that is about to be published."""
+        folder = self.work / f"{name}-scratch"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
 
     def output_uri(self, name: str = "") -> str:
         return store.join(self.spec.output, "output", name) if name else store.join(self.spec.output, "output")

@@ -22,7 +22,6 @@ from components.core.step import Step
 from components.reward_model.losses import accuracy, pair_losses, pair_weights
 from components.reward_model.model import RewardModel
 from components.training import models
-from components.training.checkpoint import scratch_folder
 from components.training.data import ComparisonRows, read_comparisons, row_order
 from components.training.engine import Engine, make_engine
 from components.training.loop import Loop
@@ -103,7 +102,7 @@ def _save(step: Step, engine: Engine, config: RewardConfig, base: Path) -> tuple
         model.eval()
         if step.has_input("demonstrations"):
             model.offset = mean_score(model, step, config.micro_batch_tokens)
-        folder = scratch_folder(step, "output")
+        folder = step.scratch("output")
         folders = save_with_adapter(model, config.lora, folder, lambda whole, to: whole.save(to, base), trunk="trunk")
         return folders, model.offset
 

@@ -5,9 +5,10 @@ transformers under the name IMPLEMENTATION; every model of this project is loade
 
     CUDA, 16-bit, no dropout: torch's variable-length flash attention, one kernel for all segments
     anything else:            scaled_dot_product_attention, one call for each run of segments of equal length
-    no segments given:        transformers' own sdpa with the mask it gets (sampling, which has a cache and makes its own mask)
+    no segments given:        transformers' own sdpa with the mask it gets (sampling)
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,6 +22,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 IMPLEMENTATION = "segments"
+# Older torch wants as many key heads as query heads.
+_GROUPED = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,10 @@ def _flash(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, scaling: float | None
 ) -> torch.Tensor:
     longest = max(segments.lengths)
+    shared = query.shape[1] // key.shape[1]
+    if shared > 1 and not _GROUPED:
+        key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
+    options: dict[str, Any] = {"enable_gqa": shared > 1} if _GROUPED else {}
     output = varlen_attn(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
@@ -77,7 +84,7 @@ def _flash(
         longest,
         scale=scaling,
         window_size=(-1, 0),
-        enable_gqa=key.shape[1] != query.shape[1],
+        **options,
     )
     assert isinstance(output, torch.Tensor)  # a pair only where return_aux is asked for
     return output

@@ -14,7 +14,6 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -165,11 +164,3 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[f"{prefix}{key}"] = value
     return found
-
-
-def scratch_folder(step: Step, name: str) -> Path:
-    """An empty local folder for output that is about to be published."""
-    folder = step.work / f"{name}-scratch"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder

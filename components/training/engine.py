@@ -10,15 +10,17 @@ use. Stages 1 to 3 are DeepSpeed's (`zero.py`) behind the same methods; tests ho
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from components.core.config import Trainer
 from components.core.errors import UserError
-from components.training.runtime import Runtime
+
+if TYPE_CHECKING:  # so that tests/benchmarks/gpu.py runs where there is no pydantic
+    from components.core.config import Trainer
+    from components.training.runtime import Runtime
 
 Group = TypeVar("Group")
 _BUCKET = 1 << 26  # gradient elements in one all-reduce
@@ -28,7 +30,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 class Engine:
     """AdamW on fp32 master weights; the model's own weights may be bf16 copies of them."""
 
-    def __init__(self, model: nn.Module, config: Trainer, runtime: Runtime) -> None:
+    def __init__(self, model: nn.Module, config: "Trainer", runtime: "Runtime") -> None:
         self.model, self.config, self.runtime = model, config, runtime
         self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._tokens = 0
@@ -214,7 +216,7 @@ def _master(parameter: nn.Parameter) -> torch.Tensor:
     return parameter.detach().float().clone()
 
 
-def make_optimiser(weights: dict[str, Any], config: Trainer) -> torch.optim.AdamW:
+def make_optimiser(weights: dict[str, Any], config: "Trainer") -> torch.optim.AdamW:
     """Decay on matrices, none on vectors (biases, norms); the learning rate is set at every step."""
     settings = config.optimiser
     matrices = [weight for weight in weights.values() if weight.ndim >= 2]
@@ -235,7 +237,7 @@ def _norm(gradients: dict[str, torch.Tensor]) -> float:
     return float(torch.linalg.vector_norm(torch.stack(norms)))
 
 
-def make_engine(model: nn.Module, config: Trainer, runtime: Runtime) -> Engine:
+def make_engine(model: nn.Module, config: "Trainer", runtime: "Runtime") -> Engine:
     """The engine for zero.stage. DeepSpeed is imported only where it is used: that takes two seconds."""
     if config.zero.stage == 0:
         return Engine(model, config, runtime)

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,12 +13,13 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from components.core.chatml import CHAT_TEMPLATE, END_OF_TEXT, IM_END, ChatTokenizer
-from components.core.config import Lora, Trainer
 from components.core.errors import UserError
-from components.core.step import Step
 from components.training.attention import IMPLEMENTATION, Segments
-from components.training.checkpoint import scratch_folder
 from components.training.engine import Engine
+
+if TYPE_CHECKING:  # so that tests/benchmarks/gpu.py runs where there is no pydantic
+    from components.core.config import Lora, Trainer
+    from components.core.step import Step
 
 # Progress bars of every load and save would drown a step's own lines.
 transformers.utils.logging.disable_progress_bar()
@@ -81,7 +82,7 @@ def save_policy(model: PreTrainedModel, folder: Path, tokenizer_folder: Path) ->
     copy_tokenizer(tokenizer_folder, folder)
 
 
-def save_trained(engine: Engine, step: Step, tokenizer_folder: Path) -> dict[str, Path]:
+def save_trained(engine: Engine, step: "Step", tokenizer_folder: Path) -> dict[str, Path]:
     """Write a trained policy, on the main rank: {"model": folder}, and with LoRA {"adapter": folder} beside it.
 
     Every rank must call it: sharded weights are gathered.
@@ -90,14 +91,14 @@ def save_trained(engine: Engine, step: Step, tokenizer_folder: Path) -> dict[str
         if not engine.runtime.is_main:
             return {}
         assert isinstance(model, PreTrainedModel)
-        folder = scratch_folder(step, "output")
+        folder = step.scratch("output")
         return save_with_adapter(
             model, engine.config.lora, folder, lambda whole, to: save_policy(whole, to, tokenizer_folder)
         )
 
 
 def save_with_adapter(
-    model: Any, lora: Lora, folder: Path, save: Callable[[Any, Path], None], trunk: str = ""
+    model: Any, lora: "Lora", folder: Path, save: Callable[[Any, Path], None], trunk: str = ""
 ) -> dict[str, Path]:
     """Write by `save` under folder/model, merged where there are adapters, which then go to folder/adapter as well."""
     (folder / "model").mkdir()
@@ -112,7 +113,7 @@ def save_with_adapter(
     return {"model": folder / "model", "adapter": folder / "adapter"}
 
 
-def prepare(model: PreTrainedModel, config: Trainer, seed: int) -> None:
+def prepare(model: PreTrainedModel, config: "Trainer", seed: int) -> None:
     """Adapters from `seed`, recomputed activations, compiled layers: as the trainer's settings ask for."""
     if config.lora.rank:
         # peft takes seconds to import, and most runs do without.
