@@ -1,16 +1,17 @@
 """Running a step in a test as its caller would: published inputs, spec.json, exit code, result.json."""
 
 import importlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from components.core import store
 from components.core.chatml import ChatTokenizer, label_turns
-from components.core.records import Chat, Comparison, Prompt, Text, write_rows
+from components.core.records import Chat, Comparison, Prompt, Text, read_rows, write_rows
 from components.core.spec import StepResult, make_spec, read_result
 from components.core.step import main
 
@@ -76,6 +77,26 @@ def publish_model(folder: Path, target: Path) -> str:
     shutil.copytree(folder, copy)
     store.publish(copy, str(target))
     return str(target)
+
+
+def model_with_a_bad_token(inputs: dict[str, str], folder: Path) -> tuple[str, str]:
+    """(published model, row id): the base model with an infinite embedding of a token that one sft row alone holds."""
+    holders: dict[int, set[str]] = {}
+    for row in read_rows(Path(inputs["data"]) / "train.parquet", Chat):
+        for token in row.input_ids:
+            holders.setdefault(token, set()).add(row.id)
+    token, (owner,) = next((token, ids) for token, ids in sorted(holders.items()) if len(ids) == 1)
+    tensors = weights(inputs["base_model"])
+    # Untied, or the output layer would spread it to every row.
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors["model.embed_tokens.weight"][token] = float("inf")
+    broken = folder / "broken"
+    shutil.copytree(inputs["base_model"], broken, ignore=shutil.ignore_patterns("MANIFEST.json", "*.safetensors"))
+    settings = json.loads((broken / "config.json").read_text(encoding="utf-8")) | {"tie_word_embeddings": False}
+    (broken / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    store.publish(broken, str(folder / "bad-token"))
+    return str(folder / "bad-token"), owner
 
 
 def weights(output: str) -> dict[str, torch.Tensor]:

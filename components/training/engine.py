@@ -101,7 +101,9 @@ class Engine:
         found = {}
         for name, parameter in self.named.items():
             gradient = parameter.grad if parameter.grad is not None else self.masters[name].grad
-            found[name] = torch.zeros_like(parameter) if gradient is None else gradient
+            gradient = torch.zeros_like(parameter) if gradient is None else gradient
+            # A rank with one bf16 micro-batch and one with several must add up the same type.
+            found[name] = gradient if self.runtime.world == 1 else gradient.float()
         return found
 
     def set_aside(self) -> float:

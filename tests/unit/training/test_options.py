@@ -1,6 +1,5 @@
 """Options that change how fast or in what memory a step trains do not change what it makes; and bad numbers stop it."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from components.core.metrics import read_metrics
 from components.core.spec import make_spec
 from components.core.step import main
 from tests.ranks import CASES, COMMON, inputs_for
-from tests.steps import run_step, weights
+from tests.steps import model_with_a_bad_token, run_step, weights
 
 
 @pytest.mark.parametrize(
@@ -142,30 +141,10 @@ def test_single_step_that_is_not_finite_is_skipped_and_counted(
 def test_blame_falls_on_the_row_that_holds_the_bad_token(
     model_folders: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import pyarrow.parquet as pq
-
     inputs = inputs_for("sft", model_folders("qwen2"), tmp_path)
-    rows = pq.read_table(Path(inputs["data"]) / "train.parquet").to_pylist()
-    # A token that occurs in one question alone.
-    holders: dict[int, set[str]] = {}
-    for row in rows:
-        for token in row["input_ids"]:
-            holders.setdefault(token, set()).add(row["id"])
-    token, (owner,) = next((token, ids) for token, ids in sorted(holders.items()) if len(ids) == 1)
-    tensors = weights(inputs["base_model"])
-    tensors["model.embed_tokens.weight"][token] = float("inf")
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-        (broken / name).write_bytes((Path(inputs["base_model"]) / name).read_bytes())
-    # Untied, or the output layer would spread it to every row.
-    settings = json.loads((broken / "config.json").read_text()) | {"tie_word_embeddings": False}
-    (broken / "config.json").write_text(json.dumps(settings))
-    tensors["lm_head.weight"] = weights(inputs["base_model"])["model.embed_tokens.weight"].clone()
-    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-    store.publish(broken, str(tmp_path / "inf-model"))
+    broken, owner = model_with_a_bad_token(inputs, tmp_path)
     config = COMMON | CASES["sft"] | {"steps": 1, "batch_size": 10, "max_nonfinite_steps": 1}
-    assert failed("sft", tmp_path / "out", inputs | {"base_model": str(tmp_path / "inf-model")}, config) == 1
+    assert failed("sft", tmp_path / "out", inputs | {"base_model": broken}, config) == 1
     assert last_error(capsys).split("samples of the last: ")[1].split(";")[0] == owner
 
 
