@@ -44,6 +44,7 @@ def run(command: Sequence[str], threads: int) -> Ended:
 
 
 def _busy_seconds() -> float:
-    """Seconds that all cores of this machine together have been at work."""
-    user, nice, system, _, _, interrupts, soft, *_ = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
-    return (user + nice + system + interrupts + soft) / os.sysconf("SC_CLK_TCK")
+    """Seconds that all cores of this machine together have been at work, or taken away by its host."""
+    columns = Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0].split()[1:9]
+    user, nice, system, _, _, interrupts, soft_interrupts, stolen = map(int, columns)
+    return (user + nice + system + interrupts + soft_interrupts + stolen) / os.sysconf("SC_CLK_TCK")

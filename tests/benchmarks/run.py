@@ -48,8 +48,8 @@ def main() -> None:
         rounds = [one_round(number, workload, peer_python, options) for number in range(options.rounds)]
         lengths = json.loads((workload / "lengths.json").read_text(encoding="utf-8"))
         extras = [] if options.no_extras else look_inside(workload, peer_python, options)
-    table = summary(rounds, options.stages)
-    print_table(table, rounds, lengths, extras, options)
+    table = summary(rounds, options.stages, options.quiet)
+    print_table(table, lengths, extras, options)
     if options.json:
         made = {"settings": {k: str(v) for k, v in vars(options).items()}, "lengths": lengths, "extras": extras}
         Path(options.json).write_text(json.dumps(made | {"table": table, "rounds": rounds}, indent=1), encoding="utf-8")
@@ -203,16 +203,17 @@ def look_inside(workload: Path, peer_python: str, options: argparse.Namespace) -
     return lines
 
 
-def summary(rounds: list[Round], stages: list[str]) -> list[Line]:
-    """A row for every figure of every stage that both sides have, or one of them."""
+def summary(rounds: list[Round], stages: list[str], quiet: float) -> list[Line]:
+    """A row for every figure of every stage that a side has; of quiet runs, where there are any."""
     table = []
     for stage in stages:
+        runs = {side: quiet_runs([found[stage][side] for found in rounds], quiet) for side in ("ours", "peer")}
+        counted = " + ".join(str(len(found)) for found in runs.values())
+        disturbed = any(run["others_cores"] > quiet for found in runs.values() for run in found)
         for name, key, unit, target, more_is_better in ROWS[stage] + BOTH:
-            sides = {
-                side: [found[stage][side][key] for found in rounds if key in found[stage][side]]
-                for side in ("ours", "peer")
-            }
+            sides = {side: [run[key] for run in found if key in run] for side, found in runs.items()}
             row: Line = {"stage": stage, "name": name, "unit": unit, "target": target, **sides}
+            row |= {"runs": counted + (" disturbed" if disturbed else "")}
             row["ratio"] = None
             if sides["ours"] and sides["peer"]:
                 ratio = row["ratio"] = statistics.median(sides["ours"]) / statistics.median(sides["peer"])
@@ -221,21 +222,28 @@ def summary(rounds: list[Round], stages: list[str]) -> list[Line]:
     return table
 
 
-def print_table(
-    table: list[Line], rounds: list[Round], lengths: Line, extras: list[str], options: argparse.Namespace
-) -> None:
+def quiet_runs(runs: list[Line], quiet: float) -> list[Line]:
+    """Those that others did not disturb, chosen without a look at their speed; all where no run was quiet."""
+    return [run for run in runs if run["others_cores"] <= quiet] or runs
+
+
+def print_table(table: list[Line], lengths: Line, extras: list[str], options: argparse.Namespace) -> None:
     print(
         f"median (least to most) of {options.rounds} rounds, {options.threads} threads, fp32; ratio = ours / TRL 1.12.0"
     )
-    print(f"{'':26}{'unit':13}{'ours':28}{'TRL':28}{'ratio':8}target")
+    print(f"{'':26}{'unit':13}{'ours':28}{'TRL':28}{'runs':16}{'ratio':8}target")
     for row in table:
         sign = ">=" if row["target"] and row["name"] != "peak RSS" else "<="
         target = f"{sign} {row['target']}{'' if row.get('met') else ', missed'}" if row["target"] else ""
         ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
         label = f"{row['stage']} {row['name']}"
-        print(f"{label:26}{row['unit']:13}{spread(row['ours']):28}{spread(row['peer']):28}{ratio:8}{target}")
-    noisy = max(row["others_cores"] for found in rounds for sides in found.values() for row in sides.values())
-    print(f"others kept at most {noisy:.2f} cores busy during a run")
+        print(
+            f"{label:26}{row['unit']:13}{spread(row['ours']):28}{spread(row['peer']):28}{row['runs']:16}{ratio:8}{target}"
+        )
+    print(
+        f"runs: of ours + of TRL's, of {options.rounds} each; those beside which others kept more than {options.quiet} "
+        "cores busy are left out, and where none is quiet the stage is marked disturbed: its speeds mean nothing"
+    )
     for line in extras:
         print(line)
     for stage in options.stages:
