@@ -184,8 +184,7 @@ def response_values(
 
 def token_values(model: RewardModel, sequences: Sequence[Row], starts: Sequence[int]) -> torch.Tensor:
     """(response tokens,) values of some rows, joined row after row."""
-    hidden, _ = hidden_states(model.trunk, sequences)
-    return model.read(hidden.index_select(0, response_positions(sequences, starts).to(hidden.device)))
+    return model.read(hidden_states(model.trunk, sequences, response_positions(sequences, starts)))
 
 
 def reward(experience: list[Experience], moments: RunningMoments, kl: KLCoefficient, config: PPOConfig) -> None:

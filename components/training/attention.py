@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.varlen import varlen_attn
+from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -28,23 +29,24 @@ _GROUPED = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 @dataclass(frozen=True)
 class Segments:
-    """Lengths of packed rows in order, and on the device their bounds (rows + 1,), int32."""
+    """Lengths of packed rows in order, and on the device their bounds (rows + 1,), int32.
+
+    `wanted` are the positions whose last hidden states will be read, or None for all of them.
+    """
 
     lengths: tuple[int, ...]
     bounds: torch.Tensor
+    wanted: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device) -> "Segments":
+    def of(cls, lengths: Sequence[int], device: torch.device, wanted: torch.Tensor | None = None) -> "Segments":
         ends = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
-        return cls(tuple(lengths), ends.to(device, non_blocking=True))
+        wanted = None if wanted is None else wanted.to(device, non_blocking=True)
+        return cls(tuple(lengths), ends.to(device, non_blocking=True), wanted)
 
     def positions(self) -> torch.Tensor:
         """(1, tokens) position of each token in its own row."""
         return torch.cat([torch.arange(length) for length in self.lengths])[None].to(self.bounds.device)
-
-    def ends(self) -> torch.Tensor:
-        """(rows,) index of each row's last token."""
-        return self.bounds[1:].long() - 1
 
 
 def segment_attention(
@@ -116,6 +118,37 @@ def _by_length(
         )
         parts.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(parts)
+
+
+def trim_last_layer(model: PreTrainedModel) -> None:
+    """Run the last layer's MLP only for the positions that are wanted: nobody reads what it makes of the others.
+
+    A third of a small model's last layer or more; few per cent of a deep one. Hooks, because transformers' layers have
+    no such argument; they see a layer's own arguments, so recomputed activations are trimmed alike.
+    """
+    layers: Any = model.base_model.layers
+    layer = layers[-1]
+    present: list[Segments | None] = [None]
+
+    def remember(module: torch.nn.Module, arguments: Any, options: dict[str, Any]) -> None:
+        present[0] = options.get("segments")
+
+    def narrow(module: torch.nn.Module, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
+        segments = present[0]
+        if segments is None or segments.wanted is None:
+            return None
+        return (arguments[0].index_select(1, segments.wanted),)
+
+    def widen(module: torch.nn.Module, arguments: Any, output: torch.Tensor) -> torch.Tensor | None:
+        segments = present[0]
+        if segments is None or segments.wanted is None:
+            return None
+        whole = output.new_zeros(1, sum(segments.lengths), output.shape[-1])
+        return whole.index_copy(1, segments.wanted, output)
+
+    layer.register_forward_pre_hook(remember, with_kwargs=True)
+    layer.mlp.register_forward_pre_hook(narrow)
+    layer.mlp.register_forward_hook(widen)
 
 
 def _mask(attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from components.core.chatml import CHAT_TEMPLATE, END_OF_TEXT, IM_END, ChatTokenizer
 from components.core.errors import UserError
-from components.training.attention import IMPLEMENTATION, Segments
+from components.training.attention import IMPLEMENTATION, Segments, trim_last_layer
 from components.training.engine import Engine
 
 if TYPE_CHECKING:  # so that tests/benchmarks/gpu.py runs where there is no pydantic
@@ -60,6 +60,7 @@ def load_policy(
         )
     except (ValueError, OSError, RuntimeError) as error:
         raise UserError(f"{folder}: cannot load the model ({_first_line(error)})") from error
+    trim_last_layer(model)
     return model.to(device or "cpu").eval()  # type: ignore[arg-type]
 
 
@@ -127,9 +128,12 @@ def prepare(model: PreTrainedModel, config: "Trainer", seed: int) -> None:
 
 
 def compile_layers(model: PreTrainedModel) -> None:
-    """Compile each transformer layer in place: all are alike, so there is one compilation, and no name changes."""
+    """Compile each transformer layer in place: all are alike, so there is one compilation, and no name changes.
+
+    Not the last one, whose hooks take another number of positions each time.
+    """
     layers: Any = model.base_model.layers
-    for layer in layers:
+    for layer in layers[:-1]:
         layer.compile(dynamic=True)
 
 
@@ -146,19 +150,22 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
 
 
-def hidden_states(model: PreTrainedModel, rows: Sequence[Sequence[int] | np.ndarray]) -> tuple[torch.Tensor, Segments]:
-    """(tokens, hidden) last hidden states of rows laid end to end, and where each row lies.
+def hidden_states(
+    model: PreTrainedModel, rows: Sequence[Sequence[int] | np.ndarray], wanted: torch.Tensor | None = None
+) -> torch.Tensor:
+    """(tokens, hidden) last hidden states of rows laid end to end, or (wanted, hidden) of the positions asked for.
 
     No padding: every token costs once. Each row has positions of its own and sees only itself, so its states are those
     it has alone.
     """
     device = model.device
-    segments = Segments.of([len(row) for row in rows], device)
+    segments = Segments.of([len(row) for row in rows], device, wanted)
     ids = torch.from_numpy(np.concatenate([np.asarray(row, dtype=np.int64) for row in rows]))[None]
     output = model.base_model(
         input_ids=ids.to(device), position_ids=segments.positions(), segments=segments, use_cache=False
     )
-    return output.last_hidden_state[0], segments
+    states = output.last_hidden_state[0]
+    return states if segments.wanted is None else states.index_select(0, segments.wanted)
 
 
 def logits_at(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:

@@ -22,11 +22,10 @@ def token_nll(model: PreTrainedModel, rows: Sequence[Row], labels: Sequence[Row]
     `labels` are unshifted; the shift happens here, row by row: a row's first token is never a target, so nothing is
     predicted from the row before it.
     """
-    hidden, _ = hidden_states(model, rows)
     targets = np.concatenate([np.append(np.asarray(row)[1:], IGNORE) for row in labels])
     places = np.flatnonzero(targets != IGNORE)
-    wanted = torch.from_numpy(targets[places].astype(np.int64)).to(hidden.device)
-    states = hidden.index_select(0, torch.from_numpy(places).to(hidden.device))
+    states = hidden_states(model, rows, torch.from_numpy(places))
+    wanted = torch.from_numpy(targets[places].astype(np.int64)).to(states.device)
     return by_chunk(model, states, lambda logits, part: F.cross_entropy(logits, part, reduction="none"), wanted)
 
 
@@ -63,7 +62,7 @@ def response_tokens(
     Row i's response is sequences[i][starts[i]:]. Logits are divided by the sampling temperature and not otherwise
     filtered: top-p is part of the sampler, not of the policy (recipe.md §7).
     """
-    hidden, _ = hidden_states(model, sequences)
+    states = hidden_states(model, sequences, response_positions(sequences, starts))
     targets = np.concatenate([np.asarray(row)[start:] for row, start in zip(sequences, starts, strict=True)])
 
     def both(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -73,8 +72,7 @@ def response_tokens(
             entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
         return torch.stack([log_probs.gather(1, target[:, None])[:, 0], entropy], dim=-1)
 
-    states = hidden.index_select(0, response_positions(sequences, starts).to(hidden.device))
-    found = by_chunk(model, states, both, torch.from_numpy(targets.astype(np.int64)).to(hidden.device))
+    found = by_chunk(model, states, both, torch.from_numpy(targets.astype(np.int64)).to(states.device))
     return found[:, 0], found[:, 1]
 
 

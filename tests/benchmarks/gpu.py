@@ -32,7 +32,7 @@ from components.ppo.advantages import gae, whiten
 from components.ppo.losses import policy_losses, value_losses
 from components.reward_model.losses import pair_losses
 from components.reward_model.model import RewardModel, make_head
-from components.training.attention import IMPLEMENTATION
+from components.training.attention import IMPLEMENTATION, trim_last_layer
 from components.training.data import micro_batches
 from components.training.engine import Engine
 from components.training.models import hidden_states
@@ -65,6 +65,7 @@ def build(shape: str, device: torch.device, checkpointing: bool) -> PreTrainedMo
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     with device:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=IMPLEMENTATION)
+    trim_last_layer(model)
     if checkpointing:
         model.gradient_checkpointing_enable()
     return model.train()
@@ -176,8 +177,7 @@ def bench_ppo(shape: str, options: argparse.Namespace, device: torch.device) -> 
         phases[name] += time.perf_counter() - started
 
     def read_values(model: RewardModel, rows: list[list[int]], starts: list[int]) -> torch.Tensor:
-        hidden, _ = hidden_states(model.trunk, rows)
-        return model.read(hidden.index_select(0, response_positions(rows, starts).to(device)))
+        return model.read(hidden_states(model.trunk, rows, response_positions(rows, starts)))
 
     def step() -> int:
         with phase("rollout"):

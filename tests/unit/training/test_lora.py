@@ -65,10 +65,10 @@ def test_with_adapters_off_the_model_is_bit_identical_to_its_base(model_folders:
             if "lora_B" in name:
                 parameter.normal_()
         with adapters_off(model):
-            assert torch.equal(hidden_states(model, ROWS)[0], hidden_states(base, ROWS)[0])
-        on = hidden_states(model, ROWS)[0]
-        assert not torch.allclose(on, hidden_states(base, ROWS)[0], atol=1e-3)
-        assert torch.allclose(hidden_states(merged(model), ROWS)[0], on, atol=1e-5)
+            assert torch.equal(hidden_states(model, ROWS), hidden_states(base, ROWS))
+        on = hidden_states(model, ROWS)
+        assert not torch.allclose(on, hidden_states(base, ROWS), atol=1e-3)
+        assert torch.allclose(hidden_states(merged(model), ROWS), on, atol=1e-5)
     assert {name for name, p in model.named_parameters() if p.requires_grad} == trainable
 
 

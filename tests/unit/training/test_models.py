@@ -27,12 +27,12 @@ def test_logits_are_the_same_alone_packed_and_padded_on_either_side(
     theirs = AutoModelForCausalLM.from_pretrained(model_folders(architecture), attn_implementation="eager")
     mask = mask_of(ROWS, left=left)
     with torch.no_grad():
-        packed, segments = hidden_states(model, ROWS)
+        packed = hidden_states(model, ROWS)
         padded = theirs(
             pad(ROWS, 0, left=left), attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)
         ).logits
-        for i, (row, own) in enumerate(zip(ROWS, packed.split(list(segments.lengths)), strict=True)):
-            alone = logits_at(model, hidden_states(model, [row])[0])
+        for i, (row, own) in enumerate(zip(ROWS, packed.split([len(row) for row in ROWS]), strict=True)):
+            alone = logits_at(model, hidden_states(model, [row]))
             assert torch.allclose(logits_at(model, own), alone, atol=1e-5)
             assert torch.allclose(padded[i, mask[i].bool()], alone, atol=1e-5)
 
@@ -82,6 +82,31 @@ def test_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(UserError, match="cannot load the model"):
         load_policy(tmp_path)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_states_that_are_asked_for_are_those_of_a_full_pass(
+    model_folders: Callable[[str], Path], recompute: bool
+) -> None:
+    """The last layer's MLP runs for them alone, and every weight still gets its whole gradient."""
+    model = load_policy(model_folders("llama"))
+    if recompute:
+        model.activation_checkpointing_enable()
+    model.train()
+    wanted = torch.tensor([2, 6, 9, 14])
+    seen: list[int] = []
+    model.base_model.layers[-1].mlp.down_proj.register_forward_hook(lambda *a: seen.append(a[1][0].shape[1]))
+    full = hidden_states(model, ROWS)[wanted]
+    full.pow(2).sum().backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    some = hidden_states(model, ROWS, wanted)
+    some.pow(2).sum().backward()
+    assert torch.allclose(some, full, atol=1e-5)
+    assert set(seen) == {15, 4}
+    for name, parameter in model.named_parameters():
+        if name in expected:
+            assert torch.allclose(parameter.grad, expected[name], atol=1e-4), name
 
 
 def test_log_probs_do_not_depend_on_batch_mates_or_order(model_folders: Callable[[str], Path]) -> None:
