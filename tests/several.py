@@ -3,6 +3,7 @@
 Starting a process costs ten times what such a small training run does.
 """
 
+import gc
 import importlib
 import sys
 
@@ -17,4 +18,5 @@ if __name__ == "__main__":
         module = importlib.import_module(f"components.{step}.__main__")
         if code := main(step, module.work, ["--spec", uri]):
             sys.exit(code)
+        gc.collect()  # DeepSpeed's buffers, 2 GB an engine, hang in cycles
     dist.destroy_process_group()

@@ -45,21 +45,24 @@ class Checkpoints:
         self.token = runtime.gather(uuid.uuid4().hex[:12])[0]
         self._writer: threading.Thread | None = None
 
-    def complete(self) -> dict[int, list[str]]:
-        """Step number -> folders of all parts, for complete checkpoints alone, oldest first."""
+    def complete(self) -> list[tuple[int, list[str]]]:
+        """(step number, folders of all parts) of complete checkpoints alone, oldest first.
+
+        Two attempts may have written the same step.
+        """
         found: dict[tuple[int, str, int], list[str]] = defaultdict(list)
         for entry in store.open_store(self.uri).list():
             if match := _PART.fullmatch(entry.key):
                 number, folder, token, _, parts = match.groups()
                 found[int(number), token, int(parts)].append(folder)
-        return {key[0]: sorted(folders) for key, folders in sorted(found.items()) if len(folders) == key[2]}
+        return [(key[0], sorted(folders)) for key, folders in sorted(found.items()) if len(folders) == key[2]]
 
     def latest(self) -> tuple[int, dict[str, torch.Tensor], dict[str, Any]] | None:
         """The newest complete checkpoint, or None. A damaged one is passed over, and said so.
 
         Raises UserError where it was made with other settings or inputs, naming what differs.
         """
-        for number, folders in reversed(self.complete().items()):
+        for number, folders in reversed(self.complete()):
             try:
                 read = [self._read(number, folder) for folder in folders]
             except UserError as error:
@@ -135,7 +138,7 @@ class Checkpoints:
 
     def _prune(self) -> None:
         """Delete all before the last `keep` complete ones, the incomplete among them too."""
-        kept = sorted(self.complete())[-self.keep :]
+        kept = sorted({number for number, _ in self.complete()})[-self.keep :]
         entries = store.open_store(self.uri).list()
         numbers = {int(match.group(1)) for entry in entries if (match := re.match(r"step-(\d+)/", entry.key))}
         for number in numbers:

@@ -106,6 +106,8 @@ class ZeroEngine(Engine):
         self.deepspeed.step()
         if self.sharded.overflow:
             return float("inf")
+        if not self._stepped and self.stage < 3:
+            self._link_moments()
         self._stepped = True
         return float(self.deepspeed.get_global_grad_norm())
 
@@ -170,7 +172,12 @@ class ZeroEngine(Engine):
             state = {key: torch.zeros_like(flat) for key in _MOMENTS}
             self.sharded.optimizer.state[flat] = state | {"step": step.clone().to(flat.device)}
         if self.stage < 3:
-            self.sharded._lazy_init_hp_params_optimizer_state()
+            self._link_moments()
+
+    def _link_moments(self) -> None:
+        """DeepSpeed links moments to weights after its first parameter group's first step, when others have none yet."""
+        self.sharded._hp_optimizer_states_linked = False
+        self.sharded._lazy_init_hp_params_optimizer_state()
 
     def _flat_groups(self) -> list[torch.Tensor]:
         return list(self.sharded.single_partition_of_fp32_groups)
