@@ -175,7 +175,7 @@ class ZeroEngine(Engine):
             self._link_moments()
 
     def _link_moments(self) -> None:
-        """DeepSpeed links moments to weights after its first parameter group's first step, when others have none yet."""
+        """DeepSpeed links moments to weights when its first parameter group has stepped and others have none."""
         self.sharded._hp_optimizer_states_linked = False
         self.sharded._lazy_init_hp_params_optimizer_state()
 

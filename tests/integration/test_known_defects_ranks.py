@@ -23,7 +23,7 @@ UNEVEN: dict[str, Any] = {"mini_batch_size": 3, "prompts_per_iteration": 3, "ite
 NO_DECAY: dict[str, Any] = {"optimiser": {"weight_decay": 0.0}}
 
 pytestmark = pytest.mark.skip(
-    reason="written at the end of a session; not yet seen green as a whole on a quiet machine"
+    reason="written at the end of a session; not yet seen green as a whole"
 )
 
 
