@@ -248,7 +248,7 @@ def _arm(death: Death, step: str) -> None:
             patch(store_local, "_move_dir", lambda _, target: step_of(target))
         case "published":
             # By the thread that writes checkpoints, which bears the number.
-            patch(Step, "save_metrics", lambda _: int(threading.current_thread().name.rpartition("-")[2]))
+            patch(checkpoint.Checkpoints, "_prune", lambda _: int(threading.current_thread().name.rpartition("-")[2]))
         case "finishing":
             patch(Step, "finish", lambda *_: _now)
         case "outputs published":

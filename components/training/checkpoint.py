@@ -118,9 +118,11 @@ class Checkpoints:
             folder.mkdir(parents=True)
             save_file(tensors, folder / "state.safetensors")
             (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
+            if self.runtime.is_main:
+                # First: whoever goes on from this checkpoint, on another machine too, needs the lines up to it.
+                self.step.save_metrics()
             store.publish(folder, store.join(self.uri, f"step-{number}", name))
             if self.runtime.is_main:
-                self.step.save_metrics()
                 self._prune()
         except (KubealignError, OSError) as error:
             # Training is worth more than one checkpoint; the alert on the counter tells a person.

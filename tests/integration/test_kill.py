@@ -380,7 +380,6 @@ ZERO = {"dropout": 0.0, "steps": 8}
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.skip(reason="the two bugs it found were mended at the end of a session; not seen green since")
 def test_two_ranks_go_on(workshop: Workshop, tmp_path: Path, stage: int) -> None:
     changes = ZERO | {"zero": {"stage": stage}}
     whole, spec = workshop.whole("sft", 2, **changes), workshop.spec("sft", tmp_path / "output", **changes)
@@ -390,7 +389,6 @@ def test_two_ranks_go_on(workshop: Workshop, tmp_path: Path, stage: int) -> None
     check_same(whole, again(spec, tmp_path / "again", 2), start)
 
 
-@pytest.mark.skip(reason="the two bugs it found were mended at the end of a session; not seen green since")
 def test_sharded_ppo_goes_on(workshop: Workshop, tmp_path: Path) -> None:
     """Two sharded models; killed between a rollout and its last mini-batch."""
     changes = {"zero": {"stage": 3}, "iterations": 6, "value_warmup_iterations": 2}
@@ -400,7 +398,6 @@ def test_sharded_ppo_goes_on(workshop: Workshop, tmp_path: Path) -> None:
     check_same(whole, again(spec, tmp_path / "again", 2), start)
 
 
-@pytest.mark.skip(reason="the two bugs it found were mended at the end of a session; not seen green since")
 def test_checkpoint_with_one_part_of_two_is_not_used(workshop: Workshop, tmp_path: Path) -> None:
     """One rank's part is published, the other rank is killed before that."""
     changes = ZERO | {"zero": {"stage": 2}}
@@ -417,7 +414,6 @@ def test_checkpoint_with_one_part_of_two_is_not_used(workshop: Workshop, tmp_pat
 
 
 @pytest.mark.parametrize(("before", "after"), [((2, 2), (1, 0)), ((1, 0), (2, 3))], ids=["2-to-1", "1-to-2"])
-@pytest.mark.skip(reason="the two bugs it found were mended at the end of a session; not seen green since")
 def test_another_number_of_ranks_or_stage_goes_on(
     workshop: Workshop, tmp_path: Path, before: tuple[int, int], after: tuple[int, int]
 ) -> None:
