@@ -124,7 +124,6 @@ def answer(
         temperature=config.temperature,
         top_p=config.top_p,
         stop_ids=tokenizer.stop_ids,
-        pad_id=tokenizer.pad,
         batch_tokens=config.batch_tokens,
     )
     return [

@@ -58,10 +58,10 @@ class Models:
     reward_head: nn.Sequential | None  # with LoRA: the head that the value model's own one started from
     beside: RolloutBackend | None  # an engine that samples in the policy's place
 
-    def sampler(self, policy: PreTrainedModel, config: PPOConfig, tokenizer: ChatTokenizer) -> RolloutBackend:
+    def sampler(self, policy: PreTrainedModel, config: PPOConfig) -> RolloutBackend:
         """With the weights as they are now."""
         if self.beside is None:
-            return LocalSampler(policy, tokenizer.pad, config.micro_batch_tokens)
+            return LocalSampler(policy, config.micro_batch_tokens)
         if config.lora.rank:
             from components.training.lora import merged
 
@@ -124,7 +124,7 @@ def collect(
     started = time.monotonic()
     with models.policy.whole() as policy:
         assert isinstance(policy, PreTrainedModel)
-        responses = models.sampler(policy, config, tokenizer).generate(
+        responses = models.sampler(policy, config).generate(
             rows,
             seeds=[seed_for(seed, "rollout", iteration, p, s) for p, s in mine],
             max_new_tokens=config.max_new_tokens,

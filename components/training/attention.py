@@ -49,6 +49,18 @@ class Segments:
         return torch.cat([torch.arange(length) for length in self.lengths])[None].to(self.bounds.device)
 
 
+def run_packed(model: PreTrainedModel, ids: torch.Tensor, segments: Segments, **options: Any) -> torch.Tensor:
+    """(tokens,) ids of rows laid end to end -> (tokens, hidden) last hidden states, each row's as it has them alone."""
+    if model.config._attn_implementation != IMPLEMENTATION:
+        # Any other would let rows see each other, and nothing would tell.
+        raise ValueError(f"packed rows need attention {IMPLEMENTATION!r}, not {model.config._attn_implementation!r}")
+    output = model.base_model(
+        input_ids=ids[None].to(model.device), position_ids=segments.positions(), segments=segments, **options
+    )
+    states: torch.Tensor = output.last_hidden_state[0]
+    return states
+
+
 def segment_attention(
     module: torch.nn.Module,
     query: torch.Tensor,

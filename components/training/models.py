@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from components.core.chatml import CHAT_TEMPLATE, END_OF_TEXT, IM_END, ChatTokenizer
 from components.core.errors import UserError
-from components.training.attention import IMPLEMENTATION, Segments, trim_last_layer
+from components.training.attention import IMPLEMENTATION, Segments, run_packed, trim_last_layer
 from components.training.engine import Engine
 
 if TYPE_CHECKING:  # so that tests/benchmarks/gpu.py runs where there is no pydantic
@@ -158,13 +158,9 @@ def hidden_states(
     No padding: every token costs once. Each row has positions of its own and sees only itself, so its states are those
     it has alone.
     """
-    device = model.device
-    segments = Segments.of([len(row) for row in rows], device, wanted)
-    ids = torch.from_numpy(np.concatenate([np.asarray(row, dtype=np.int64) for row in rows]))[None]
-    output = model.base_model(
-        input_ids=ids.to(device), position_ids=segments.positions(), segments=segments, use_cache=False
-    )
-    states = output.last_hidden_state[0]
+    segments = Segments.of([len(row) for row in rows], model.device, wanted)
+    ids = torch.from_numpy(np.concatenate([np.asarray(row, dtype=np.int64) for row in rows]))
+    states = run_packed(model, ids, segments, use_cache=False)
     return states if segments.wanted is None else states.index_select(0, segments.wanted)
 
 

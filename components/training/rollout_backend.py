@@ -44,7 +44,6 @@ class LocalSampler:
     """Samples with the trainer's own policy. `batch_tokens` bounds the cache: see `sample`."""
 
     model: PreTrainedModel
-    pad_id: int
     batch_tokens: int
 
     def generate(
@@ -65,7 +64,6 @@ class LocalSampler:
             temperature=temperature,
             top_p=top_p,
             stop_ids=stop_ids,
-            pad_id=self.pad_id,
             batch_tokens=self.batch_tokens,
         )
 

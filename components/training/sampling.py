@@ -2,14 +2,15 @@
 
 Where the time goes, and what is done about it:
 
-    prompts      sorted by length and read in groups of like length, equal ones once; nothing is padded on the left, so
-                 a group needs no mask
+    prompts      laid end to end and read in one pass, without padding, equal ones once
+    weights      on a CPU packed for products with few rows: two to three times as fast as plain ones
     cache        two buffers a layer, made once; a step writes one column and copies nothing
     ended rows   give their place to the last row, so that a long response costs one row
     choosing     no sort for top_p 1, and a partial one below where the nucleus is small
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -17,16 +18,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from components.core.errors import UserError
-from components.training.data import pad
+from components.training.attention import Segments, run_packed
 
-# A group of prompts that are read together: the longest has at most this many times the tokens of the shortest.
-_LIKE_LENGTH = 1.25
 # Nuclei of trained models are far smaller than the vocabulary; a larger one costs a whole sort.
 _SMALL_NUCLEUS = 256
+# Weights with fewer elements gain nothing by packing; rows that oneDNN packs for (others work as well).
+_WORTH, _ROWS = 1 << 17, 16
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,6 @@ def sample(
     temperature: float,
     top_p: float,
     stop_ids: Sequence[int],
-    pad_id: int,
     batch_tokens: int,
 ) -> list[Response]:
     """One response a prompt, in order. `batch_tokens` bounds rows x (longest prompt + max_new_tokens) of a batch."""
@@ -97,22 +98,53 @@ def sample(
     # Equal prompts side by side, whatever order they came in, so that a batch reads them once.
     by_length = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), tuple(prompts[i]), i))
     start = 0
-    while start < len(by_length):
-        stop = start + 1
-        while (
-            stop < len(by_length)
-            and (stop + 1 - start) * (len(prompts[by_length[stop]]) + max_new_tokens) <= batch_tokens
-        ):
-            stop += 1
-        rows = by_length[start:stop]
-        uniforms = np.stack([np.random.default_rng(seeds[i]).random(max_new_tokens, dtype=np.float32) for i in rows])
-        ids = _sample_batch(
-            model, [prompts[i] for i in rows], torch.from_numpy(uniforms), temperature, top_p, set(stop_ids), pad_id
-        )
-        for i, row in zip(rows, ids, strict=True):
-            responses[i] = row
-        start = stop
+    with _few_rows(model):
+        while start < len(by_length):
+            stop = start + 1
+            while (
+                stop < len(by_length)
+                and (stop + 1 - start) * (len(prompts[by_length[stop]]) + max_new_tokens) <= batch_tokens
+            ):
+                stop += 1
+            rows = by_length[start:stop]
+            uniforms = np.stack(
+                [np.random.default_rng(seeds[i]).random(max_new_tokens, dtype=np.float32) for i in rows]
+            )
+            found = _sample_batch(
+                model, [prompts[i] for i in rows], torch.from_numpy(uniforms), temperature, top_p, set(stop_ids)
+            )
+            for i, response in zip(rows, found, strict=True):
+                responses[i] = response
+            start = stop
     return [response for response in responses if response is not None]
+
+
+@contextlib.contextmanager
+def _few_rows(model: PreTrainedModel) -> Iterator[None]:
+    """Linear layers multiply with weights that oneDNN has packed, where that is faster: fp32 on a CPU.
+
+    At 16 rows, 256 x 4096 takes 0.2 ms instead of 0.7. Weights change between rollouts, so they are packed anew.
+    """
+    changed: list[nn.Linear] = []
+    modules = list(model.modules())
+    # A compiled layer would be compiled again for each new weight.
+    compiled = any(module._compiled_call_impl is not None for module in modules)
+    if model.device.type == "cpu" and torch.backends.mkldnn.is_available() and not compiled:
+        for module in modules:
+            if type(module) is nn.Linear and module.weight.dtype == torch.float32 and module.weight.numel() >= _WORTH:
+                packed = torch.ops.mkldnn._reorder_linear_weight(module.weight, _ROWS)
+                module.forward = partial(_packed_linear, packed, module.bias)  # type: ignore[method-assign]
+                changed.append(module)
+    try:
+        yield
+    finally:
+        for module in changed:
+            del module.forward
+
+
+def _packed_linear(weight: torch.Tensor, bias: torch.Tensor | None, states: torch.Tensor) -> torch.Tensor:
+    output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
+    return output
 
 
 def _sample_batch(
@@ -122,7 +154,6 @@ def _sample_batch(
     temperature: float,
     top_p: float,
     stops: set[int],
-    pad_id: int,
 ) -> list[Response]:
     """Responses of prompts sorted by length, equal ones side by side; uniforms (rows, max_new_tokens)."""
     width, limit = len(prompts[-1]), uniforms.shape[1]
@@ -130,7 +161,7 @@ def _sample_batch(
     uniforms = uniforms.to(model.device)
     cursor = _Cursor(len(prompts), width + limit)
     cache: Any = Cache(layer_class_to_replicate=partial(_Buffers, cursor))  # type: ignore[arg-type]
-    hidden = _read(model, prompts, cache, cursor, pad_id)
+    hidden = _read(model, prompts, cache, cursor)
     if not bool(torch.isfinite(hidden).all()):
         raise UserError("sampling: the policy's hidden states are not finite", fix="look at its weights and its data")
     mask = _gaps(prompts, width + limit).to(model.device, hidden.dtype)
@@ -163,40 +194,21 @@ def _sample_batch(
     return [Response(ids, truncated=not (ids and ids[-1] in stops)) for ids in written]
 
 
-def _read(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], cache: Cache, cursor: "_Cursor", pad_id: int
-) -> torch.Tensor:
-    """Fill the cache with the prompts: hidden states (rows, hidden) that predict each row's first token.
-
-    Padded on the right, where a causal model does not look, so that no mask is needed.
-    """
-    hidden, row = [], 0
-    for group in _groups([(prompt, len(list(same))) for prompt, same in groupby(prompts, key=list)]):
-        distinct, counts = [prompt for prompt, _ in group], torch.tensor([count for _, count in group])
-        copies = torch.arange(len(group)).repeat_interleave(counts).to(model.device)
-        cursor.write(slice(row, row + len(copies)), 0, None if len(copies) == len(group) else copies)
-        ids = pad(distinct, pad_id).to(model.device)
-        output = model.base_model(
-            input_ids=ids,
-            position_ids=torch.arange(ids.shape[1], device=model.device)[None],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        last = torch.tensor([len(prompt) - 1 for prompt in distinct], device=model.device)
-        hidden.append(output[copies, last[copies]])
-        row += len(copies)
-    return torch.cat(hidden)
-
-
-def _groups(counted: list[tuple[list[int], int]]) -> list[list[tuple[list[int], int]]]:
-    """Neighbours of like length, given prompts sorted by length with how often each is asked for."""
-    groups: list[list[tuple[list[int], int]]] = []
-    for item in counted:
-        if groups and len(item[0]) <= _LIKE_LENGTH * len(groups[-1][0][0]):
-            groups[-1].append(item)
-        else:
-            groups.append([item])
-    return groups
+def _read(model: PreTrainedModel, prompts: Sequence[Sequence[int]], cache: Cache, cursor: "_Cursor") -> torch.Tensor:
+    """Fill the cache with the prompts: hidden states (rows, hidden) that predict each row's first token."""
+    counted = [(prompt, len(list(same))) for prompt, same in groupby(prompts, key=list)]
+    lengths = np.array([len(prompt) for prompt, _ in counted])
+    ends = lengths.cumsum()
+    ids = torch.from_numpy(np.concatenate([np.array(prompt, dtype=np.int64) for prompt, _ in counted]))
+    segments = Segments.of(lengths.tolist(), model.device, torch.from_numpy(ends - 1))
+    # Where each row's tokens lie among those that are read, and where they go in the cache.
+    which = np.repeat(np.arange(len(counted)), [count for _, count in counted])
+    columns = np.concatenate([np.arange(length) for length in lengths[which]])
+    rows = np.repeat(np.arange(len(which)), lengths[which])
+    source = columns + (ends - lengths)[which][rows]
+    cursor.scatter(*(torch.from_numpy(index).to(model.device) for index in (source, rows, columns)))
+    states = run_packed(model, ids, segments, past_key_values=cache, use_cache=True)
+    return states.index_select(0, torch.from_numpy((ends - 1)[which]).to(model.device))
 
 
 def _gaps(prompts: Sequence[Sequence[int]], columns: int) -> torch.Tensor:
@@ -231,11 +243,15 @@ class _Cursor:
     columns: int
     rows: slice = field(default_factory=lambda: slice(0))
     column: int = 0
-    copies: torch.Tensor | None = None
+    places: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
-    def write(self, rows: slice, column: int, copies: torch.Tensor | None = None) -> None:
-        """`copies` (rows,) names the input row that each written one repeats."""
-        self.rows, self.column, self.copies = rows, column, copies
+    def scatter(self, source: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> None:
+        """Token source[i] of the packed input goes to (rows[i], columns[i]): prompts, before anything else."""
+        self.places = source, rows, columns
+
+    def write(self, rows: slice, column: int) -> None:
+        """The next token of each of these rows goes to this column."""
+        self.rows, self.column, self.places = rows, column, None
 
 
 class _Buffers(CacheLayerMixin):
@@ -263,16 +279,21 @@ class _Buffers(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write (rows, heads, new, head size) at the cursor; all that the new tokens may see."""
+        """Write packed prompts (1, heads, tokens, head size) or a column (rows, heads, 1, head size) at the cursor.
+
+        Returns all that the new tokens may see: packed prompts see themselves.
+        """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        rows, start, copies = self.cursor.rows, self.cursor.column, self.cursor.copies
-        end = start + key_states.shape[2]
-        for buffer, states in ((self.keys, key_states), (self.values, value_states)):
-            buffer[rows, :, start:end] = states if copies is None else states[copies]
-        if start == 0:
+        if self.cursor.places is not None:
+            source, rows, columns = self.cursor.places
+            for buffer, states in ((self.keys, key_states), (self.values, value_states)):
+                buffer[rows, :, columns] = states[0].transpose(0, 1)[source]
             return key_states, value_states
-        return self.keys[rows, :, :end], self.values[rows, :, :end]
+        kept, end = self.cursor.rows, self.cursor.column + 1
+        for buffer, states in ((self.keys, key_states), (self.values, value_states)):
+            buffer[kept, :, end - 1 : end] = states
+        return self.keys[kept, :, :end], self.values[kept, :, :end]
 
     def close_up(self, order: list[int]) -> None:
         """Move rows as `_closed_up` says: only those that change place are copied."""

@@ -183,7 +183,7 @@ def bench_ppo(shape: str, options: argparse.Namespace, device: torch.device) -> 
         with phase("rollout"):
             policy.eval()
             responses = sample(policy, prompts, seeds=range(len(prompts)), max_new_tokens=options.new_tokens,
-                               temperature=1.0, top_p=0.9, stop_ids=[], pad_id=0, batch_tokens=1 << 20)  # fmt: skip
+                               temperature=1.0, top_p=0.9, stop_ids=[], batch_tokens=1 << 20)  # fmt: skip
         answers = [response.ids for response in responses]
         sequences = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
         lengths = np.array([len(row) for row in sequences])

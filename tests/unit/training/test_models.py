@@ -162,7 +162,7 @@ def test_choose_follows_the_distribution() -> None:
 
 def test_samples_depend_on_their_own_seed_alone(model_folders: Callable[[str], Path]) -> None:
     model = load_policy(model_folders("qwen2"))
-    settings = {"max_new_tokens": 8, "temperature": 1.0, "top_p": 0.9, "stop_ids": (319,), "pad_id": 317}
+    settings = {"max_new_tokens": 8, "temperature": 1.0, "top_p": 0.9, "stop_ids": (319,)}
     together = sample(model, ROWS, seeds=[1, 2, 3], batch_tokens=10_000, **settings)
     apart = [sample(model, [r], seeds=[s], batch_tokens=1, **settings)[0] for r, s in zip(ROWS, [1, 2, 3], strict=True)]
     assert together == apart
@@ -172,7 +172,7 @@ def test_samples_depend_on_their_own_seed_alone(model_folders: Callable[[str], P
 def test_greedy_sampling_equals_transformers_generate(model_folders: Callable[[str], Path]) -> None:
     model = load_policy(model_folders("qwen2"))
     ours = sample(
-        model, ROWS, seeds=[0, 0, 0], max_new_tokens=6, temperature=0.0, top_p=1.0, stop_ids=(), pad_id=317,
+        model, ROWS, seeds=[0, 0, 0], max_new_tokens=6, temperature=0.0, top_p=1.0, stop_ids=(),
         batch_tokens=999,
     )  # fmt: skip
     for row, response in zip(ROWS, ours, strict=True):
@@ -185,7 +185,7 @@ def test_greedy_sampling_equals_transformers_generate(model_folders: Callable[[s
 
 def test_sampling_stops_at_a_stop_id_and_keeps_it(model_folders: Callable[[str], Path]) -> None:
     model = load_policy(model_folders("qwen2"))
-    settings = {"max_new_tokens": 6, "temperature": 0.0, "top_p": 1.0, "pad_id": 317, "batch_tokens": 999}
+    settings = {"max_new_tokens": 6, "temperature": 0.0, "top_p": 1.0, "batch_tokens": 999}
     free = sample(model, ROWS, seeds=[0, 0, 0], stop_ids=(), **settings)
     stop = free[0].ids[2]
     stopped = sample(model, ROWS, seeds=[0, 0, 0], stop_ids=(stop,), **settings)

@@ -112,7 +112,7 @@ def test_sampling_from_weights_that_are_not_finite_is_a_clear_error(model_folder
     model = load_policy(model_folders("qwen2"))
     with torch.no_grad():
         model.base_model.norm.weight[0] = float("nan")
-    options: dict[str, Any] = {"max_new_tokens": 3, "temperature": 1.0, "top_p": 0.9, "pad_id": 0}
+    options: dict[str, Any] = {"max_new_tokens": 3, "temperature": 1.0, "top_p": 0.9}
     with pytest.raises(UserError, match="not finite"):
         sample(model, [[5, 6]], seeds=[1], stop_ids=[2], batch_tokens=100, **options)
 

@@ -35,7 +35,6 @@ SETTINGS: dict[str, Any] = {
     "temperature": 1.0,
     "top_p": 0.9,
     "stop_ids": STOPS,
-    "pad_id": 317,
 }
 
 
@@ -81,14 +80,30 @@ def test_tokens_equal_those_of_a_sampler_without_cache_batch_or_padding(policy: 
     assert len({len(response.ids) for response in found}) > 2
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_any_attention_that_takes_a_dense_mask_gives_the_same_tokens(
-    model_folders: Callable[[str], Path], implementation: str
-) -> None:
+def test_an_attention_that_knows_no_segments_is_refused(model_folders: Callable[[str], Path]) -> None:
+    """Rows would see each other, and nothing would tell."""
     model = load_policy(model_folders("qwen2"))
-    expected = sample(model, PROMPTS, seeds=SEEDS, batch_tokens=10_000, **SETTINGS)
-    model.set_attn_implementation(implementation)
-    assert sample(model, PROMPTS, seeds=SEEDS, batch_tokens=10_000, **SETTINGS) == expected
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(ValueError, match="packed rows need"):
+        sample(model, PROMPTS, seeds=SEEDS, batch_tokens=10_000, **SETTINGS)
+
+
+def test_packed_weights_give_the_same_tokens_and_are_put_away(model_folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_policy(model_folders("qwen2"))
+    plain = sample(model, PROMPTS, seeds=SEEDS, batch_tokens=10_000, **SETTINGS)
+    packed: list[torch.Tensor] = []
+    inner = sampling._packed_linear
+    monkeypatch.setattr(sampling, "_packed_linear", lambda *a: packed.append(a[0]) or inner(*a))
+    monkeypatch.setattr(sampling, "_WORTH", 1)
+    assert sample(model, PROMPTS, seeds=SEEDS, batch_tokens=10_000, **SETTINGS) == plain
+    assert packed
+    packed.clear()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(-1.0)
+    assert sample(model, PROMPTS, seeds=SEEDS, batch_tokens=10_000, **SETTINGS) != plain, "weights of the last rollout"
+    packed.clear()
+    model(torch.tensor([PROMPTS[0]]))
+    assert not packed
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 40, 80, 200, 10_000])
@@ -215,11 +230,10 @@ def test_a_sliding_window_shorter_than_the_rows_is_refused(model_folders: Callab
 
 
 def test_local_sampler_is_a_backend_that_samples_with_the_policys_own_weights(policy: PreTrainedModel) -> None:
-    backend: RolloutBackend = LocalSampler(policy, pad_id=317, batch_tokens=10_000)
-    settings = {name: value for name, value in SETTINGS.items() if name != "pad_id"}
+    backend: RolloutBackend = LocalSampler(policy, batch_tokens=10_000)
     expected = sample(policy, PROMPTS, seeds=SEEDS, batch_tokens=10_000, **SETTINGS)
     backend.load_weights(policy.named_parameters())
-    assert backend.generate(PROMPTS, seeds=SEEDS, **settings) == expected
+    assert backend.generate(PROMPTS, seeds=SEEDS, **SETTINGS) == expected
 
 
 class FakeLLM:
