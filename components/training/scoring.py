@@ -56,8 +56,11 @@ def response_tokens(
     starts: Sequence[int],
     temperature: float = 1.0,
     entropy_gradient: bool = False,
+    with_entropy: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(log-probability, entropy) of every response token, joined row after row, each (response tokens,).
+
+    Without `with_entropy` the second is NaN: it costs as much as the logits' softmax.
 
     Row i's response is sequences[i][starts[i]:]. Logits are divided by the sampling temperature and not otherwise
     filtered: top-p is part of the sampler, not of the policy (recipe.md §7).
@@ -66,11 +69,14 @@ def response_tokens(
     targets = np.concatenate([np.asarray(row)[start:] for row, start in zip(sequences, starts, strict=True)])
 
     def both(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        log_probs = F.log_softmax(logits / temperature, dim=-1)
+        log_probs = F.log_softmax(logits if temperature == 1.0 else logits / temperature, dim=-1)
+        chosen = log_probs.gather(1, target[:, None])[:, 0]
+        if not with_entropy:
+            return torch.stack([chosen, torch.full_like(chosen, torch.nan)], dim=-1)
         # Its graph would keep another (tokens, vocabulary) tensor, so only for an entropy bonus.
         with torch.set_grad_enabled(torch.is_grad_enabled() and entropy_gradient):
             entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
-        return torch.stack([log_probs.gather(1, target[:, None])[:, 0], entropy], dim=-1)
+        return torch.stack([chosen, entropy], dim=-1)
 
     found = by_chunk(model, states, both, torch.from_numpy(targets.astype(np.int64)).to(states.device))
     return found[:, 0], found[:, 1]
@@ -100,7 +106,7 @@ def response_log_probs(
     lengths = np.array([len(row) for row in sequences])
     for group in micro_batches(range(len(sequences)), lengths, batch_tokens):
         starts = [len(prompts[i]) for i in group]
-        joined, _ = response_tokens(model, [sequences[i] for i in group], starts, temperature)
+        joined, _ = response_tokens(model, [sequences[i] for i in group], starts, temperature, with_entropy=False)
         parts = joined.cpu().split([len(responses[i]) for i in group])
         for i, part in zip(group, parts, strict=True):
             result[i] = part
