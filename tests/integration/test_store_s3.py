@@ -414,8 +414,13 @@ class Proxy:
     def pump(self, source: socket.socket, target: socket.socket, fault: str) -> None:
         with suppress(OSError):
             while data := source.recv(1 << 16):
-                if fault == "swallow answer" and not data.startswith(b"HTTP/1.1 100"):
-                    break  # the server has done its work (100 only asks for the body), and nobody hears of it
+                if fault == "swallow answer":
+                    # 100 only asks for the body. What follows, sometimes in the same piece, says that the work is done.
+                    asks = data[: data.find(b"\r\n\r\n") + 4] if data.startswith(b"HTTP/1.1 100") else b""
+                    target.sendall(asks)
+                    if asks != data:
+                        break
+                    continue
                 target.sendall(data)
                 if fault == "cut answer":
                     break
