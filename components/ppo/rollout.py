@@ -23,7 +23,7 @@ from components.training.engine import Engine
 from components.training.models import hidden_states
 from components.training.rollout_backend import LocalSampler, RolloutBackend
 from components.training.runtime import Runtime
-from components.training.scoring import Row, response_log_probs, response_positions
+from components.training.scoring import Row, response_log_probs, response_positions, response_tokens
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -41,6 +41,8 @@ class Experience:
     values: torch.Tensor
     advantages: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     returns: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    kept: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+    """Log-probabilities, entropy, values with their graphs, where the update needs no pass of its own."""
 
     @property
     def response(self) -> list[int]:
@@ -111,11 +113,13 @@ def collect(
     config: PPOConfig,
     tokenizer: ChatTokenizer,
     runtime: Runtime,
+    keep: bool = False,
 ) -> tuple[list[Experience], dict[str, float]]:
     """Responses of this iteration's prompts, sampled and scored by all ranks, on every rank in the same order.
 
     `coordinates` are (run seed, iteration): a response's draws depend on them, its prompt's number and its own, so the
-    number of ranks does not change them. With it come the seconds of sampling and of scoring.
+    number of ranks does not change them. With it come the seconds of sampling and of scoring. `keep`: the passes of the
+    policy and value model keep their graphs for the update, where one micro-batch holds the whole rollout.
     """
     seed, iteration = coordinates
     jobs = [(p, s) for p in range(len(prompts)) for s in range(config.responses_per_prompt)]
@@ -134,6 +138,11 @@ def collect(
         )
         sampled = time.monotonic()
         ids = [response.ids for response in responses]
+        sequences = [row + answer for row, answer in zip(rows, ids, strict=True)]
+        starts = [len(row) for row in rows]
+        kept = None
+        if keep and sum(map(len, sequences)) <= config.micro_batch_tokens:
+            kept = passes_with_graph(models, sequences, starts, config)
 
         def log_probs(model: PreTrainedModel) -> list[torch.Tensor]:
             """By the trainer's own forward pass, never the sampler's: they must be those that the ratio starts from."""
@@ -141,31 +150,49 @@ def collect(
                 model, rows, ids, temperature=config.temperature, batch_tokens=config.micro_batch_tokens
             )
 
-        old = log_probs(policy)
+        old = [item[0].detach().cpu() for item in kept] if kept else log_probs(policy)
         with models.as_reference(policy, config, runtime.device) as reference_model:
             reference = log_probs(reference_model)
-    sequences = [row + answer for row, answer in zip(rows, ids, strict=True)]
     with models.value.whole() as value:
         assert isinstance(value, RewardModel)
-        values = response_values(value, sequences, [len(row) for row in rows], config.micro_batch_tokens)
+        if kept:
+            values = [item[2].detach().cpu() for item in kept]
+        else:
+            values = response_values(value, sequences, starts, config.micro_batch_tokens)
         with models.as_reward(value, config, runtime.device) as reward_model:
             scores = reward_model.score(sequences, config.micro_batch_tokens)
     # A response that stopped at <|im_start|> or <|endoftext|> has no <|im_end|> to read a score off: as unfinished.
     found = [
         Experience(
             sequence=sequences[i],
-            start=len(rows[i]),
+            start=starts[i],
             truncated=ids[i][-1] != tokenizer.im_end,
             raw_score=scores[i],
             log_probs=old[i],
             reference=reference[i],
             values=values[i],
+            kept=kept[i] if kept else None,
         )
         for i in range(len(mine))
     ]
     everyone = dict(pair for part in runtime.gather(list(zip(mine, found, strict=True))) for pair in part)
     seconds = {"ppo_rollout_seconds": sampled - started, "ppo_scoring_seconds": time.monotonic() - sampled}
     return [everyone[job] for job in jobs], seconds
+
+
+def passes_with_graph(
+    models: Models, sequences: Sequence[Sequence[int]], starts: Sequence[int], config: PPOConfig
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """`Experience.kept` of every sequence: one pass of the policy and one of the value model."""
+    bonus = config.entropy_coefficient > 0
+    with models.policy.explained():
+        log_probs, entropy = models.policy(
+            response_tokens, sequences, starts, config.temperature, entropy_gradient=bonus
+        )
+    with models.value.explained():
+        values = models.value(token_values, sequences, starts)
+    lengths = [len(row) - start for row, start in zip(sequences, starts, strict=True)]
+    return list(zip(log_probs.split(lengths), entropy.split(lengths), values.split(lengths), strict=True))
 
 
 @torch.no_grad()

@@ -107,9 +107,16 @@ class PPO:
         begin = iteration * config.prompts_per_iteration
         rows = rows_at(begin, begin + config.prompts_per_iteration, len(self.prompts), self.seed)
         prompts = [self.prompts[row].tolist() for row in rows]
+        value_only = iteration < config.value_warmup_iterations
         self._train(False)
         experience, metrics = collect(
-            self.models, prompts, (self.seed, iteration), config, self.tokenizer, self.runtime
+            self.models,
+            prompts,
+            (self.seed, iteration),
+            config,
+            self.tokenizer,
+            self.runtime,
+            keep=not value_only and self._one_pass(len(prompts) * config.responses_per_prompt),
         )
         reward(experience, self.moments, self.kl, config)
         metrics |= statistics(experience)
@@ -118,7 +125,6 @@ class PPO:
             "training_tokens_total": sum(len(item.sequence) for item in experience),
             "training_samples_total": len(experience),
         }
-        value_only = iteration < config.value_warmup_iterations
         started = time.monotonic()
         names = [self.ids[row] for row in rows for _ in range(config.responses_per_prompt)]
         metrics |= self._update(
@@ -128,6 +134,15 @@ class PPO:
         if not value_only:
             self.kl.update(metrics["ppo_kl"], len(experience), config.kl_controller)
         return metrics | {"ppo_value_only": float(value_only)}
+
+    def _one_pass(self, responses: int) -> bool:
+        """Whether one optimiser step takes the whole rollout as it was scored: on this rank, with nothing recomputed."""
+        config = self.config
+        return (
+            (config.epochs == 1 and responses <= config.mini_batch_size)
+            and (self.runtime.world == 1 and config.zero.stage == 0)
+            and not (config.gradient_checkpointing or config.lora.rank)
+        )
 
     def _train(self, mode: bool) -> None:
         """transformers recomputes activations in train mode alone; a cache for sampling needs eval mode."""
@@ -163,13 +178,16 @@ class PPO:
         config, tokens = self.config, sum(len(item.response) for item in batch)
 
         def loss(items: list[Experience]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-            log_probs, entropy = self.policy(
-                response_tokens,
-                [item.sequence for item in items],
-                [item.start for item in items],
-                config.temperature,
-                entropy_gradient=config.entropy_coefficient > 0,
-            )
+            if kept := [item.kept for item in items if item.kept]:
+                log_probs, entropy, _ = map(torch.cat, zip(*kept, strict=True))
+            else:
+                log_probs, entropy = self.policy(
+                    response_tokens,
+                    [item.sequence for item in items],
+                    [item.start for item in items],
+                    config.temperature,
+                    entropy_gradient=config.entropy_coefficient > 0,
+                )
             old, advantages = self._joined(items, "log_probs"), self._joined(items, "advantages")
             losses, ratio, clipped = policy_losses(log_probs, old, advantages, config.clip)
             value = losses.sum() / tokens
@@ -212,7 +230,10 @@ class PPO:
         tokens = sum(len(item.response) for item in batch)
 
         def loss(items: list[Experience]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-            values = self.value(token_values, [i.sequence for i in items], [i.start for i in items])
+            if kept := [item.kept for item in items if item.kept]:
+                values = torch.cat([item[2] for item in kept])
+            else:
+                values = self.value(token_values, [i.sequence for i in items], [i.start for i in items])
             old, returns = self._joined(items, "values"), self._joined(items, "returns")
             value = value_losses(values, old, returns, self.config.value_clip).sum() / tokens
             return value, [value]

@@ -67,7 +67,7 @@ class Engine:
         total = torch.zeros(figures, dtype=torch.float64, device=self.runtime.device)
         for number in range(rounds):
             own = number < len(groups)
-            with self._explained():
+            with self.explained():
                 value, found = loss(groups[number] if own else spare)
                 self._backward(value if own else value * 0.0, last and number == rounds - 1)
             if own:
@@ -75,7 +75,8 @@ class Engine:
         return self.runtime.sum(total).tolist()
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
+    def explained(self) -> Iterator[None]:
+        """Around a forward or backward pass: running out of GPU memory there says what to lower."""
         try:
             yield
         except torch.OutOfMemoryError as error:

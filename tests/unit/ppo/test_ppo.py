@@ -7,9 +7,11 @@ import torch
 import components.ppo.train as ppo
 from components.core.config import PPOConfig
 from components.core.metrics import read_metrics, repeated_ngrams
+from components.ppo import rollout
 from components.ppo.rewards import KLCoefficient, RunningMoments
 from components.ppo.rollout import Experience, reward
 from components.training.engine import Engine
+from components.training.scoring import response_tokens, token_nll
 from tests.steps import run_step, weights
 
 
@@ -83,6 +85,62 @@ def test_micro_batches_do_not_change_the_weights(
     other = weights(run_step("ppo", tmp_path / "b", ppo_inputs, config | {"micro_batch_tokens": 30}).outputs["model"])
     for name in one:
         assert torch.allclose(one[name], other[name], atol=1e-5), name
+
+
+ONE_STEP = {"mini_batch_size": 8, "iterations": 2}  # of all eight responses, in one micro-batch
+
+
+@pytest.mark.parametrize("changes", [{}, {"ptx": {"coefficient": 0.1}, "entropy_coefficient": 0.1}])
+def test_kept_passes_give_the_weights_of_passes_done_again(
+    ppo_inputs: dict[str, str], ppo_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+) -> None:  # fmt: skip
+    """Where scoring's graphs serve the update, and only there, each trained model is run once an iteration."""
+    passes: list[object] = []
+    original = Engine.__call__
+
+    def counted(self: Engine, function: Any, *arguments: Any, **named: Any) -> Any:
+        if function is not token_nll:
+            passes.append(function)
+        return original(self, function, *arguments, **named)
+
+    def no_pass(*_: Any) -> list[torch.Tensor]:
+        raise AssertionError("scored once more")
+
+    config = ppo_config | ONE_STEP | changes
+    apart = tmp_path / "apart"
+    with monkeypatch.context() as patch:
+        patch.setattr(ppo.PPO, "_one_pass", lambda *_: False)
+        again = weights(run_step("ppo", apart, ppo_inputs, config).outputs["model"])
+    monkeypatch.setattr(Engine, "__call__", counted)
+    monkeypatch.setattr(rollout, "response_values", no_pass)
+    kept = weights(run_step("ppo", tmp_path / "kept", ppo_inputs, config).outputs["model"])
+    assert passes == [response_tokens, rollout.token_values] * 2
+    assert any(not torch.equal(kept[name], value) for name, value in weights(ppo_inputs["policy"]).items())
+    for name in again:
+        assert torch.allclose(kept[name], again[name], rtol=0, atol=1e-5), name
+    for one, other in zip(lines(tmp_path / "kept"), lines(apart), strict=True):
+        for name in ("ppo_value_grad_norm", "ppo_policy_grad_norm", "ppo_value_loss", "ppo_entropy", "ppo_kl"):
+            assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-5), name
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epochs": 2}, {"mini_batch_size": 7}, {"micro_batch_tokens": 40}, {"gradient_checkpointing": True},
+        {"lora": {"rank": 2}}, {"value_warmup_iterations": 2},
+    ],
+)  # fmt: skip
+def test_no_pass_is_kept_that_the_update_cannot_use(
+    ppo_inputs: dict[str, str], ppo_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+) -> None:  # fmt: skip
+    def kept(*_: Any) -> None:
+        raise AssertionError("kept")
+
+    monkeypatch.setattr(rollout, "passes_with_graph", kept)
+    run_step("ppo", tmp_path / "out", ppo_inputs, ppo_config | ONE_STEP | changes)
+    assert len(lines(tmp_path / "out")) == 2
 
 
 def test_pretraining_gradient_is_taken_and_measured(
