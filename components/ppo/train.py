@@ -136,7 +136,7 @@ class PPO:
         return metrics | {"ppo_value_only": float(value_only)}
 
     def _one_pass(self, responses: int) -> bool:
-        """Whether one optimiser step takes the whole rollout as it was scored: on this rank, with nothing recomputed."""
+        """Whether one optimiser step takes the whole rollout as it was scored: on this rank, nothing recomputed."""
         config = self.config
         return (
             (config.epochs == 1 and responses <= config.mini_batch_size)
