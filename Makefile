@@ -26,7 +26,7 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
-demo: $(READY) ## The whole chain on a tiny world: SEED=0, about six minutes on two cores
+demo: $(READY) ## The whole chain on a tiny world: SEED=0, about eight minutes on two cores
 	$(BIN)/kubealign run --profile demo --root $(ROOT) --seed $(SEED)
 
 real: $(READY) ## The whole chain on real data: DATA=folder

@@ -81,7 +81,7 @@ def running(step: Step, precision: str = "fp32") -> Iterator[Runtime]:
     # A GPU kernel that adds in another order each time would make a resumed run differ.
     torch.use_deterministic_algorithms(True, warn_only=True)
     # With it torch fills every new tensor, to show up reads before the first write: 5 % of an SFT step.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if local_rank == 0:
         step.fetch_inputs()
     joins = world > 1 and not dist.is_initialized()
