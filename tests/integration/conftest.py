@@ -1,7 +1,5 @@
 """A real S3 server for the tests: versitygw, built once from its pinned Go module, one process a test worker."""
 
-import fcntl
-import hashlib
 import os
 import shutil
 import socket
@@ -17,9 +15,8 @@ import boto3
 import pytest
 from botocore.config import Config
 
-MODULE = Path(__file__).parent / "versitygw"
-CACHE = Path(__file__).parents[2] / ".cache"
-BUILD_SECONDS = 1200
+from tests.programs import CannotBuild, program
+
 READY_SECONDS = 30
 
 
@@ -57,12 +54,17 @@ class S3Server:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A running S3 server with an empty store. Skips only where there is no Go to build it with."""
-    program = _build_versitygw()
+    try:
+        versitygw = program("versitygw")
+    except CannotBuild as error:
+        if shutil.which("go") is None:
+            pytest.skip(f"the S3 tests need versitygw: {error}")
+        pytest.fail(f"versitygw: {error}", pytrace=False)
     root = tmp_path_factory.mktemp("s3")
     for name in ("data", "sidecar"):
         (root / name).mkdir()
     with (root / "log").open("wb") as log:
-        process, endpoint = _start(program, root, log)
+        process, endpoint = _start(versitygw, root, log)
         try:
             yield S3Server(endpoint, "testkey", "testsecret1", root / "data")
         finally:
@@ -90,30 +92,7 @@ def s3_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     return bucket
 
 
-def _build_versitygw() -> Path:
-    """The server's program; go.sum pins all of its sources by hash. One worker builds, the others wait for the lock."""
-    if shutil.which("go") is None:
-        pytest.skip("the S3 tests need Go to build versitygw, and there is none on PATH")
-    pins = hashlib.sha256((MODULE / "go.mod").read_bytes() + (MODULE / "go.sum").read_bytes()).hexdigest()
-    program = CACHE / "bin" / f"versitygw-{pins[:12]}"
-    program.parent.mkdir(parents=True, exist_ok=True)
-    (CACHE / ".gitignore").write_text("*\n")
-    with (program.parent / "versitygw.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not program.exists():
-            draft = program.with_name(f"{program.name}.{os.getpid()}")
-            command = ["go", "build", "-mod=readonly", "-o", str(draft), "github.com/versity/versitygw/cmd/versitygw"]
-            environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off"}
-            built = subprocess.run(
-                command, cwd=MODULE, env=environment, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False
-            )
-            if built.returncode:
-                pytest.fail(f"versitygw cannot be built in {MODULE}:\n{built.stderr[-2000:]}", pytrace=False)
-            draft.replace(program)
-    return program
-
-
-def _start(program: Path, root: Path, log) -> tuple[subprocess.Popen[bytes], str]:  # type: ignore[no-untyped-def]
+def _start(versitygw: Path, root: Path, log) -> tuple[subprocess.Popen[bytes], str]:  # type: ignore[no-untyped-def]
     """Start the server on a free port and wait until it answers. Another process may take the port first: try again."""
     for _ in range(3):
         with socket.socket() as probe:
@@ -123,7 +102,7 @@ def _start(program: Path, root: Path, log) -> tuple[subprocess.Popen[bytes], str
         options = ["--port", address, "--quiet", "--health", "/health", "posix", "--sidecar", str(root / "sidecar")]
         environment = {**os.environ, "ROOT_ACCESS_KEY": "testkey", "ROOT_SECRET_KEY": "testsecret1"}
         process = subprocess.Popen(
-            [str(program), *options, str(root / "data")], env=environment, stdout=log, stderr=subprocess.STDOUT
+            [str(versitygw), *options, str(root / "data")], env=environment, stdout=log, stderr=subprocess.STDOUT
         )
         deadline = time.monotonic() + READY_SECONDS
         while process.poll() is None and time.monotonic() < deadline:

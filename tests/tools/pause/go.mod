@@ -1,0 +1,3 @@
+module kubealign.local/tests/pause
+
+go 1.25.0
