@@ -6,7 +6,7 @@ ROUNDS ?= 3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo real test bench lint golden lock clean
+.PHONY: help setup demo real test cluster-up cluster-down test-cluster bench lint golden lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,7 +34,16 @@ real: $(READY) ## The whole chain on real data: DATA=folder
 	$(BIN)/kubealign run --profile real-small --root $(ROOT) --seed $(SEED) --data-root $(DATA)
 
 test: $(READY) ## All tests, on two workers
-	$(BIN)/python -m pytest -n 2 --dist worksteal -q tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q tests/unit tests/integration
+
+cluster-up: $(READY) ## A whole Kubernetes on this machine (root, Go, Debian), with our images
+	$(BIN)/python -m tests.cluster.harness up
+
+cluster-down: $(READY) ## Take it down; programs and images are kept in ~/.cache/kubealign
+	$(BIN)/python -m tests.cluster.harness down
+
+test-cluster: $(READY) ## The tests that need a cluster; it goes with them unless it was up before
+	$(BIN)/python -m pytest -q tests/cluster
 
 bench: $(READY) ## Speed and memory beside TRL, in turns: ROUNDS=3
 	$(BIN)/python -m tests.benchmarks.run --rounds $(ROUNDS)
@@ -46,10 +55,11 @@ lint: $(READY) ## Style, types and import rules
 	$(BIN)/lint-imports
 
 golden: $(READY) ## Write the golden files again, after a change that is meant
-	KUBEALIGN_GOLDEN=write $(BIN)/python -m pytest -q tests -k golden
+	KUBEALIGN_GOLDEN=write $(BIN)/python -m pytest -q tests/unit -k golden
 
 lock: $(READY) ## Resolve the dependencies again
 	$(BIN)/uv pip compile -q pyproject.toml --extra training --extra pipelines --extra dev --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements.lock
+	$(BIN)/python images/lock.py
 
 clean: ## Remove the environment, caches and runs
 	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache $(ROOT)
