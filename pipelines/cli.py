@@ -1,7 +1,6 @@
 """The command line: `kubealign`."""
 
 import json
-import logging
 import os
 import sys
 import time
@@ -15,6 +14,8 @@ from rich.table import Table
 from components.core import store
 from components.core.config import STEP_CONFIGS, STEPS, Profile
 from components.core.errors import KubealignError, UserError, exit_code_for, report
+from components.core.logs import log_to
+from components.launch.backends import NAMES, backend_for
 from components.launch.run import launch
 from pipelines import profiles
 from pipelines.display import display
@@ -42,6 +43,14 @@ SetOption = Annotated[
     list[str], typer.Option("--set", help="Override one setting: section.key=value. May be repeated.")
 ]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of the run instead of the profile's.")]
+BackendOption = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        envvar="KUBEALIGN_BACKEND",
+        help="Where steps run: local, or as jobs of the current Kubernetes context: pytorchjob, trainjob, auto.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object and nothing else.")]
 
 
@@ -54,10 +63,12 @@ def run_command(
     seed: SeedOption = None,
     overrides: SetOption = [],  # noqa: B006 (typer copies it)
     resume: Annotated[str, typer.Option("--resume", help="Go on with this run, with its own settings.")] = "",
+    backend: BackendOption = "local",
     as_json: JsonOption = False,
 ) -> None:
     """Run the whole pipeline. The same command again skips what is finished."""
     root = _absolute(root)
+    _check_backend(backend, root)
     if resume:
         given = [name for name, value in _given(profile, data_root, run_id, seed, overrides).items() if value]
         if given:
@@ -71,7 +82,7 @@ def run_command(
         console.print("all steps are already done", highlight=False)
     else:
         with display(console) as shown:
-            run_to_end(run, bool(resume), shown.update)
+            run_to_end(run, bool(resume), backend, shown.update)
     _print_report(run, as_json)
 
 
@@ -141,13 +152,14 @@ def step(
     seed: SeedOption = None,
     overrides: SetOption = [],  # noqa: B006
     resume: Annotated[bool, typer.Option("--resume", help="Keep a checkpoint or result that other code made.")] = False,
+    backend: BackendOption = "local",
 ) -> None:
     """Run one step by itself, on any data or model."""
     if name not in STEP_CONFIGS:
         raise UserError(f"no step {name}", fix=f"choose one of {', '.join(STEPS)}")
     settings = profiles.load(profile, _with_seed(overrides, seed))
     section = getattr(settings, name).model_dump(mode="json")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to()
     result = launch(
         name,
         run=f"step-{name.replace('_', '-')}",
@@ -157,9 +169,22 @@ def step(
         output=_absolute(output),
         resume=resume,
         raw_inputs=True,
+        backend=backend_for(name, backend),
     )
     for label, uri in result.outputs.items():
         typer.echo(f"{label}: {uri}")
+
+
+@app.command()
+def janitor(
+    grace_seconds: Annotated[float, typer.Option("--grace-seconds", help="How long a job must be orphaned.")] = 60.0,
+) -> None:
+    """Delete jobs of the namespace whose launcher's pod is gone, and ended ones that nothing else deletes."""
+    from components.launch.cluster.janitor import clean
+
+    log_to()
+    deleted = clean(grace_seconds)
+    typer.echo(f"deleted {len(deleted)} jobs" + (f": {', '.join(deleted)}" if deleted else ""))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -186,6 +211,15 @@ def main(arguments: list[str] | None = None) -> int:
 def _fail(message: str, code: int) -> int:
     print(f"error: {message}", file=sys.stderr)
     return code
+
+
+def _check_backend(backend: str, root: str) -> None:
+    """Refuse what cannot work before there is a run."""
+    if backend not in NAMES:
+        raise UserError(f"--backend {backend}", fix=f"choose one of {', '.join(NAMES)}")
+    if backend != "local" and store.local_path(root) is not None:
+        raise UserError(f"backend {backend}: pods cannot reach the folder {root}", fix="give --root s3://bucket/prefix")
+    backend_for("sft", backend)
 
 
 def _new_run(root: str, profile: str, data_root: str, run_id: str, seed: int | None, overrides: list[str]) -> Run:

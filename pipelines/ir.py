@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+import components
 from components.core.config import Profile
 from components.core.errors import from_os_error
 from pipelines.parameters import sections
@@ -53,5 +54,8 @@ def _set_defaults(spec: dict[str, Any], profile: Profile) -> None:
 
 def _set_images(spec: dict[str, Any], prefix: str) -> None:
     for executor in spec["deploymentSpec"]["executors"].values():
-        name = executor["container"]["image"].removeprefix(_IMAGE_PREFIX)
-        executor["container"]["image"] = f"{prefix.rstrip('/')}/{name}"
+        container = executor["container"]
+        container["image"] = f"{prefix.rstrip('/')}/{container['image'].removeprefix(_IMAGE_PREFIX)}"
+        # Whence the launcher in it takes the images of the jobs that it starts.
+        images = f"{prefix.rstrip('/')}/{{step}}:{components.__version__}"
+        container.setdefault("env", []).append({"name": "KUBEALIGN_IMAGES", "value": images})

@@ -22,13 +22,13 @@ _POLL_SECONDS = 0.3
 _STOP_SECONDS = 60.0  # more than a step's grace, so that its own orderly end comes first
 
 
-def run_to_end(run: Run, resume: bool, show: Callable[[list[StepView]], None]) -> None:
+def run_to_end(run: Run, resume: bool, backend: str, show: Callable[[list[StepView]], None]) -> None:
     """Run the pipeline of a run whose settings are on record. Raises what the step that failed has said."""
     with run.lock():
         started = time.time()
         run.set_state(RunState(state="running", started_at=started))
         try:
-            _run(run, resume, show, started)
+            _run(run, resume, backend, show, started)
         except BaseException as error:
             ended = RunState(state="failed", started_at=started, ended_at=time.time(), error=report(error))
             if isinstance(error, Cancelled | KeyboardInterrupt):
@@ -43,11 +43,11 @@ def resume_command(run: Run) -> str:
     return f"kubealign run --resume {run.id} --root {shlex.quote(run.root)}"
 
 
-def _run(run: Run, resume: bool, show: Callable[[list[StepView]], None], started: float) -> None:
+def _run(run: Run, resume: bool, backend: str, show: Callable[[list[StepView]], None], started: float) -> None:
     with run.log.open("ab") as log, _stop_signals() as stop:
         log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} run {run.id}\n".encode())
         log.flush()
-        process = _start(run, resume, log)
+        process = _start(run, resume, backend, log)
         try:
             code = _watch(process, stop, lambda: show(views(run, started)))
         finally:
@@ -59,13 +59,13 @@ def _run(run: Run, resume: bool, show: Callable[[list[StepView]], None], started
         raise _failure(run, started, code)
 
 
-def _start(run: Run, resume: bool, log: Any) -> "subprocess.Popen[bytes]":
+def _start(run: Run, resume: bool, backend: str, log: Any) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "pipelines.local_runner", "--root", run.root, "--run", run.id]
     return subprocess.Popen(
         command + (["--resume"] if resume else []),
         stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, process_group=0,
         preexec_fn=end_with_parent(),  # noqa: PLW1509 (no thread yet)
-        env={**environment_with_code(), "PYTHONUNBUFFERED": "1"},
+        env={**environment_with_code(), "PYTHONUNBUFFERED": "1", "KUBEALIGN_BACKEND": backend},
     )  # fmt: skip
 
 

@@ -38,11 +38,58 @@ class Config(BaseModel):
         return {name: None if value == "null" and name in nullable else value for name, value in values.items()}
 
 
+_QUANTITY = r"^$|^[0-9]+(\.[0-9]+)?([EPTGMk]i?|Ki|m)?$"
+
+
 class Resources(Config):
-    """What one step runs on."""
+    """What one step runs on. All but `processes` and `threads` counts on a cluster alone. No result depends on it."""
 
     processes: int = option(1, "training processes on each node (one a GPU)", source="D", ge=1, le=64)
     threads: int = option(0, "CPU threads of each process; 0 shares the machine's cores evenly", source="D", ge=0)
+    nodes: int = option(
+        1, "pods, each on a node of its own where it takes all of one's GPUs", source="D", ge=1, le=1000
+    )
+    gpus: int = option(0, "GPUs of each node", source="D", ge=0, le=64)
+    gpu_resource: str = option("nvidia.com/gpu", "name under which nodes offer their GPUs", source="D", min_length=1)
+    cpu: str = option(
+        "", "CPU cores to reserve on each node, as Kubernetes writes them (500m, 8)", source="D", pattern=_QUANTITY
+    )
+    memory: str = option("", "memory of each node, reserved and limited (64Gi)", source="D", pattern=_QUANTITY)
+    shared_memory: str = option(
+        "", "limit of /dev/shm, part of memory; as large as it when empty", source="D", pattern=_QUANTITY
+    )
+    disk: str = option("", "limit of the scratch space", source="D", pattern=_QUANTITY)
+    image: str = option("", "the step's image; empty: the launcher's KUBEALIGN_IMAGES", source="D")
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = option(
+        "IfNotPresent", "when to pull it", source="D"
+    )
+    image_pull_secrets: list[str] = option([], "names of registry secrets", source="D")
+    node_selector: dict[str, str] = option({}, "labels that a node must have", source="D")
+    tolerations: list[dict[str, Any]] = option([], "taints to tolerate, beside the GPU's own", source="D")
+    affinity: dict[str, Any] = option({}, "node and pod affinity, as in a pod", source="D")
+    priority_class: str = option("", "PriorityClass of the pods", source="D")
+    queue: str = option("", "Kueue LocalQueue to wait in", source="D")
+    service_account: str = option("", "service account of the pods, for their access to S3", source="D")
+    env_from_secrets: list[str] = option([], "secrets whose keys become environment variables", source="D")
+    env_from_config_maps: list[str] = option([], "config maps whose keys become environment variables", source="D")
+    spot: bool = option(
+        False, "run on Karpenter's spot nodes; interrupted, a step goes on from its checkpoint", source="D"
+    )
+    max_attempts: int = option(
+        3,
+        "starts of the job; again only after what is nobody's fault (preempted, node lost, store down)",
+        source="D",
+        ge=1,
+    )
+    pending_timeout_seconds: int = option(
+        3600, "longest wait for all pods to run; a queue's time does not count", source="D", unit="seconds", ge=1
+    )
+    collective_timeout_seconds: int = option(
+        1800, "longest wait of one rank for the others", source="D", unit="seconds", ge=1
+    )
+    running_timeout_seconds: int = option(
+        0, "longest run of one attempt; 0 for no limit", source="D", unit="seconds", ge=0
+    )
 
 
 class Source(Config):

@@ -42,6 +42,9 @@ class Cancelled(KubealignError):
     exit_code = 143
 
 
+# In the words of every rank whose peer has gone: a consequence, which tells a launcher to look for the cause elsewhere.
+LOST_PEER = "lost the connection to another rank"
+
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _WORTH_A_RETRY = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ENETUNREACH, errno.EHOSTUNREACH}
 

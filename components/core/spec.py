@@ -54,10 +54,14 @@ class StepSpec(BaseModel):
         return work_folder(self.output, self.run)
 
     def fingerprint(self) -> str:
-        """Digest of all that decides the result: step, settings, seed, and inputs by content where that is known."""
+        """Digest of all that decides the result: step, settings, seed, and inputs by content where that is known.
+
+        Not the resources: who gives a step more memory or other nodes goes on from its checkpoints.
+        """
         published = {name: digest for name, digest in self.input_digests.items() if digest}
         inputs = {**self.inputs, **self.raw_digests, **published}
-        parts = [self.step, self.seed, self.config, inputs, components.__version__]
+        config = {name: value for name, value in self.config.items() if name != "resources"}
+        parts = [self.step, self.seed, config, inputs, components.__version__]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

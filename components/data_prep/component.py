@@ -4,10 +4,10 @@ from typing import Any, NamedTuple
 
 from kfp import dsl
 
-from components.launch.pipeline_step import IMAGE
+from components.launch.pipeline_step import DATA_PREP_IMAGE
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@dsl.component(base_image=DATA_PREP_IMAGE, install_kfp_package=False)
 def data_prep(
     config: dict[str, Any],
     data_root: str,

@@ -1,24 +1,27 @@
 """What a place that runs steps must do."""
 
-from pathlib import Path
 from typing import Protocol
 
-from components.core.config import Resources
+from components.core.spec import StepSpec
 
 # Started by torchrun, one process a device; the others are one plain process.
 TRAINING_STEPS = ("base_model", "sft", "pmp", "reward_model", "ppo")
 
 
 class TrainingBackend(Protocol):
-    """Starts a step that has its spec.json and waits for its end.
-
-    A backend on a cluster will need the same four things: what to run, where its spec is, how many processes, and a
-    local folder for what it has to remember.
-    """
+    """Starts a step that has its spec.json and waits for its end."""
 
     name: str
 
-    def run(self, step: str, spec_uri: str, resources: Resources, work: Path) -> None:
+    def adopts(self, spec: StepSpec) -> bool:
+        """Whether what an earlier launcher started is still at work on just this step.
+
+        Then nothing of it may be touched, and `run` attends to its end. Raises UserError where something else is at
+        work in the same place.
+        """
+        ...
+
+    def run(self, spec: StepSpec) -> None:
         """Return when the step has ended well.
 
         Raises UserError, RetryableError or Cancelled with the step's own last words. When this process gets SIGTERM or

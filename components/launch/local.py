@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import components
-from components.core.config import Resources
+from components.core.config import Resources, step_config
 from components.core.errors import Cancelled, KubealignError, RetryableError, UserError
+from components.core.spec import StepSpec
 from components.launch.backend import TRAINING_STEPS
 from components.launch.processes import end_with_parent, kill_marked
 
@@ -32,8 +33,13 @@ class LocalBackend:
     def __init__(self, grace_seconds: float = 30.0) -> None:
         self.grace_seconds = grace_seconds
 
-    def run(self, step: str, spec_uri: str, resources: Resources, work: Path) -> None:
-        last_words = work.resolve() / TERMINATION_LOG
+    def adopts(self, spec: StepSpec) -> bool:
+        """Never: processes end with their launcher."""
+        return False
+
+    def run(self, spec: StepSpec) -> None:
+        step, resources = spec.step, step_config(spec.step, spec.config).resources
+        last_words = spec.work.resolve() / TERMINATION_LOG
         last_words.parent.mkdir(parents=True, exist_ok=True)
         marker = f"KUBEALIGN_TERMINATION_LOG={last_words}"
         if kill_marked(marker):
@@ -41,7 +47,7 @@ class LocalBackend:
         last_words.unlink(missing_ok=True)
         tail: deque[str] = deque(maxlen=200)
         with _Child(self.grace_seconds, marker) as child:
-            code = child.wait(self._command(step, spec_uri, resources), self._environment(resources, last_words), tail)
+            code = child.wait(self._command(step, spec.uri, resources), self._environment(resources, last_words), tail)
         if child.cancelled:
             raise Cancelled(f"{step} was cancelled")
         if code != 0:

@@ -1,7 +1,6 @@
 """What the pipeline components call: run a step and describe what it made. Components are serialised; this is not."""
 
 import contextlib
-import logging
 import math
 import shutil
 import sys
@@ -10,11 +9,14 @@ from typing import Any
 
 from components.core import store
 from components.core.errors import KubealignError, report
+from components.core.logs import log_to
 from components.core.spec import StepResult
+from components.launch.backends import backend_for
 from components.launch.run import run_step
 
-# Every component runs in this image until launchers on a cluster start the steps' own images.
+# Components run in this image; the steps that train, in images of their own, as jobs that it starts.
 IMAGE = "kubealign/launcher:0.1.0"
+DATA_PREP_IMAGE = "kubealign/data-prep:0.1.0"
 
 
 def run_component(
@@ -27,9 +29,11 @@ def run_component(
     resume: bool,
 ) -> StepResult:
     """Run a step for a pipeline task; a failure ends the task with one line and its own exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to()
     try:
-        return run_step(step, run=run, seed=seed, config=config, inputs=inputs, root=root, resume=resume)
+        return run_step(
+            step, run=run, seed=seed, config=config, inputs=inputs, root=root, resume=resume, backend=backend_for(step)
+        )
     except KubealignError as error:
         print(f"error: {step}: {report(error)}", file=sys.stderr, flush=True)
         with contextlib.suppress(OSError):  # the pod's last words; on a laptop there is no such file

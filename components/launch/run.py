@@ -10,12 +10,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.core import store
-from components.core.config import step_config
 from components.core.errors import Cancelled, KubealignError, UserError, exit_code_for, report
 from components.core.spec import StepResult, StepSpec, is_done, make_spec, read_result, read_spec, work_folder
 from components.launch import raw_data
 from components.launch.backend import TrainingBackend
-from components.launch.local import LocalBackend
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +43,7 @@ def run_step(
     inputs: dict[str, str],
     root: str,
     resume: bool = False,
-    backend: TrainingBackend | None = None,
+    backend: TrainingBackend,
 ) -> StepResult:
     """One step of a run, in its place under the root. Finished steps are not run again."""
     output = store.join(root, "runs", run, step)
@@ -62,7 +60,7 @@ def launch(
     output: str,
     resume: bool = False,
     raw_inputs: bool = False,
-    backend: TrainingBackend | None = None,
+    backend: TrainingBackend,
 ) -> StepResult:
     """One step with an output of its own. With `raw_inputs`, inputs may be what no step has published."""
     state = StepState(step=step, state="running", started_at=time.time())
@@ -77,10 +75,11 @@ def launch(
             log.info("%s is already done: %s", step, output)
             state.state = "skipped"
             return found
-        spec = _prepare(spec)
+        if not backend.adopts(spec):
+            spec = _prepare(spec)
         _write_state(work, state)
-        log.info("%s starts: %s", step, spec.uri)
-        (backend or LocalBackend()).run(step, spec.uri, step_config(step, spec.config).resources, work)
+        log.info("%s starts (%s): %s", step, backend.name, spec.uri)
+        backend.run(spec)
         result = read_result(output)
         if result is None:
             raise UserError(f"{step} ended without a result", where=output, fix="see its log")

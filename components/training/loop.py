@@ -19,6 +19,11 @@ from components.training.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
+_SAY_SECONDS = 10.0  # between two lines of progress in the log
+_SAID = {
+    "training_loss": "loss", "ppo_reward_mean": "reward", "ppo_kl": "KL", "training_tokens_per_second": "tokens/s",
+}  # fmt: skip
+
 
 class Loop:
     """Use as `for number in loop.steps(total): ...; loop.log(...)`.
@@ -45,6 +50,7 @@ class Loop:
         self.checkpoints = Checkpoints(step, config.keep_checkpoints, self.metrics, runtime)
         self._line: dict[str, float] = {}
         self._skipped = 0
+        self._said_at = -math.inf
 
     def steps(self, total: int) -> Iterator[int]:
         """Step numbers from where the last complete checkpoint ends; saves and stops between steps."""
@@ -108,6 +114,10 @@ class Loop:
         self.metrics.log(
             number, training_steps_planned=total, training_steps_total=1, training_step_duration_seconds=seconds, **line
         )
+        if number == total or time.monotonic() - self._said_at > _SAY_SECONDS:
+            self._said_at = time.monotonic()
+            numbers = ", ".join(f"{label} {line[name]:.4g}" for name, label in _SAID.items() if name in line)
+            log.info("step %d/%d: %s", number, total, numbers)
 
     def _save(self, number: int) -> None:
         # Every rank takes part: a sharded model gathers each weight on the way.

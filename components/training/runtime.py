@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,8 +11,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from components.core.errors import UserError
+from components.core.errors import LOST_PEER, RetryableError, UserError
 from components.core.step import Step, peak_rss
+
+_NOTICE_SECONDS = 5.0  # in which every rank whose collective failed has said so
 
 
 @dataclass(frozen=True)
@@ -85,15 +88,45 @@ def running(step: Step, precision: str = "fp32") -> Iterator[Runtime]:
     if local_rank == 0:
         step.fetch_inputs()
     joins = world > 1 and not dist.is_initialized()
+    patience = step.config.resources.collective_timeout_seconds
     if joins:
-        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(minutes=30))
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(seconds=patience))
     runtime = Runtime(rank, world, device, precision)
     try:
         runtime.barrier()
         yield runtime
     except torch.OutOfMemoryError as error:
         raise UserError("GPU out of memory outside a training pass; lower micro_batch_tokens") from error
+    except RuntimeError as error:
+        if world > 1 and _of_a_peer(error):
+            raise _explained(rank, world, patience, error) from error
+        raise
     finally:
         # A group left open aborts the other ranks when this one exits first.
         if joins:
             dist.destroy_process_group()
+
+
+def _of_a_peer(error: RuntimeError) -> bool:
+    """Whether a collective failed because of another rank, in the words of gloo, NCCL and the rendezvous store."""
+    said = str(error).lower()
+    signs = ("connection closed by peer", "connection reset by peer", "timed out", "timeout", "broken pipe", "aborted")
+    return isinstance(error, dist.DistError) or (("gloo" in said or "nccl" in said) and any(s in said for s in signs))
+
+
+def _explained(rank: int, world: int, patience: int, error: RuntimeError) -> RetryableError:
+    """Whose fault it is: each rank that has noticed says so in the rendezvous store, and who is silent is stuck."""
+    silent: list[int] = []
+    with contextlib.suppress(Exception):  # the store may be gone too
+        notes = dist.distributed_c10d._get_default_store()
+        notes.set(f"kubealign/lost/{rank}", "1")
+        time.sleep(_NOTICE_SECONDS)
+        silent = [other for other in range(world) if not notes.check([f"kubealign/lost/{other}"])]
+    last = str(error).splitlines()[0][:200]
+    if "time" not in last.lower() or not silent:
+        return RetryableError(f"{LOST_PEER} ({last})", fix="another rank's log says why")
+    names = ", ".join(map(str, silent))
+    return RetryableError(
+        f"rank {names} of {world} did not answer for {patience} s",
+        fix="see its pod's log, or raise resources.collective_timeout_seconds",
+    )

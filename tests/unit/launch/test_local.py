@@ -12,6 +12,7 @@ import pytest
 
 from components.core.config import Resources
 from components.core.errors import Cancelled, KubealignError, RetryableError, UserError
+from components.core.spec import StepSpec, make_spec
 from components.launch.local import LocalBackend
 
 # `ready()` tells the process id through the named pipe that is the first argument.
@@ -30,7 +31,11 @@ class ScriptBackend(LocalBackend):
 
 
 def run_script(script: str, folder: Path) -> None:
-    ScriptBackend(script, folder / "pid").run("sft", "unused", Resources(), folder)
+    ScriptBackend(script, folder / "pid").run(spec_in(folder))
+
+
+def spec_in(folder: Path, **resources: int) -> StepSpec:
+    return make_spec("sft", run="r", seed=0, config={"resources": resources}, inputs={}, output=str(folder))
 
 
 def last_words(code: int, message: str) -> str:
@@ -69,7 +74,7 @@ def test_output_of_the_child_passes_through(tmp_path: Path, capsys: pytest.Captu
 def test_environment_of_the_child(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = "OMP_NUM_THREADS TOKENIZERS_PARALLELISM HF_HUB_DISABLE_TELEMETRY KUBEALIGN_METRICS_ADDRESS"
     backend = ScriptBackend(f"print(*(os.environ[name] for name in {names.split()!r}))", tmp_path / "pid")
-    backend.run("sft", "unused", Resources(processes=1, threads=3), tmp_path)
+    backend.run(spec_in(tmp_path, threads=3))
     assert capsys.readouterr().out.split() == ["3", "false", "1", "127.0.0.1"]
 
 
@@ -85,10 +90,10 @@ def test_training_steps_go_through_torchrun_and_others_do_not() -> None:
 LAUNCHER = """
 import sys, pathlib
 sys.path[:0] = {paths!r}
-from test_local import ScriptBackend, Resources
+from test_local import ScriptBackend, spec_in
 from components.core.errors import KubealignError
 try:
-    ScriptBackend({script!r}, pathlib.Path({pipe!r}), {grace}).run("sft", "unused", Resources(), pathlib.Path({work!r}))
+    ScriptBackend({script!r}, pathlib.Path({pipe!r}), {grace}).run(spec_in(pathlib.Path({work!r})))
 except KubealignError as error:
     print(type(error).__name__, error)
     sys.exit(error.exit_code)

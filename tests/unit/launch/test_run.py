@@ -7,7 +7,6 @@ import pytest
 
 from components.core import spec as core_spec
 from components.core import store
-from components.core.config import Resources
 from components.core.errors import RetryableError, UserError
 from components.core.spec import StepResult, read_spec
 from components.core.step import Step
@@ -21,19 +20,22 @@ class Recorder:
 
     def __init__(self, error: Exception | None = None, finishes: bool = True) -> None:
         self.specs: list[core_spec.StepSpec] = []
-        self.error, self.finishes = error, finishes
+        self.error, self.finishes, self.at_work = error, finishes, False
 
-    def run(self, step: str, spec_uri: str, resources: Resources, work: Path) -> None:
-        self.specs.append(read_spec(spec_uri))
-        checkpoint = work / "checkpoints" / "step-1"
+    def adopts(self, spec: core_spec.StepSpec) -> bool:
+        return self.at_work
+
+    def run(self, spec: core_spec.StepSpec) -> None:
+        self.specs.append(read_spec(spec.uri))
+        checkpoint = spec.work / "checkpoints" / "step-1"
         checkpoint.mkdir(parents=True, exist_ok=True)
         (checkpoint / "attempts").open("a").write("x")
         if self.error:
             raise self.error
         if self.finishes:
-            folder = work / "made"
+            folder = spec.work / "made"
             folder.mkdir(exist_ok=True)
-            (folder / "thing").write_text(f"{step} {self.specs[-1].seed}")
+            (folder / "thing").write_text(f"{spec.step} {self.specs[-1].seed}")
             Step(self.specs[-1]).finish({"model": folder}, {})
 
 
@@ -158,6 +160,29 @@ def test_raw_data_are_known_by_content_not_by_place(runner: Runner, tmp_path: Pa
     (tmp_path / "one" / "chat" / "a.jsonl").write_text("{ }")
     assert not is_current(str(runner.root / "runs" / "r" / "data_prep"))
     runner("data_prep", config=DATA, inputs={"data_root": str(tmp_path / "one")})
+    assert len(runner.backend.specs) == 2
+
+
+def test_nothing_is_touched_where_an_earlier_launchers_job_is_at_work(runner: Runner) -> None:
+    runner.backend.finishes = False
+    with pytest.raises(UserError, match="without a result"):
+        runner()
+    before = read_spec(runner.backend.specs[0].uri)
+    runner.backend.at_work = True
+    with pytest.raises(UserError, match="without a result"):
+        runner(config={"learning_rate": 1e-3})  # would wipe the checkpoints of the running job
+    assert read_spec(before.uri) == before
+    assert runner.checkpoint.read_text() == "xx"
+
+
+def test_resources_do_not_cost_a_checkpoint(runner: Runner) -> None:
+    runner.backend.error = RetryableError("node lost")
+    with pytest.raises(RetryableError):
+        runner(config={"resources": {"memory": "8Gi"}})
+    runner.backend.error = None
+    runner(config={"resources": {"memory": "16Gi", "nodes": 2}})
+    assert runner.checkpoint.read_text() == "xx"
+    runner(config={"resources": {"memory": "32Gi"}})
     assert len(runner.backend.specs) == 2
 
 

@@ -68,8 +68,11 @@ def test_no_component_installs_packages_or_sets_an_artifact_uri(spec: dict[str, 
 def test_image_prefix_stands_before_every_image(tmp_path: Path) -> None:
     compile_pipeline(Profile(), tmp_path / "ir.yaml", "registry.example/team/")
     spec = next(iter(yaml.safe_load_all((tmp_path / "ir.yaml").read_text())))
-    images = {executor["container"]["image"] for executor in spec["deploymentSpec"]["executors"].values()}
-    assert images == {"registry.example/team/launcher:0.1.0"}
+    containers = [executor["container"] for executor in spec["deploymentSpec"]["executors"].values()]
+    names = {container["image"] for container in containers}
+    assert names == {"registry.example/team/launcher:0.1.0", "registry.example/team/data-prep:0.1.0"}
+    for container in containers:  # and before those of the jobs that a component starts
+        assert container["env"] == [{"name": "KUBEALIGN_IMAGES", "value": "registry.example/team/{step}:0.1.0"}]
 
 
 def test_sections_survive_the_way_through_a_struct() -> None:

@@ -1,0 +1,28 @@
+"""Where a step runs: on this machine, or as a job of a cluster."""
+
+import os
+
+from components.core.errors import UserError
+from components.launch.backend import TrainingBackend
+from components.launch.local import LocalBackend
+
+NAMES = ("local", "pytorchjob", "trainjob", "auto")
+
+# Needs no GPU and no torch: it runs beside whoever starts it.
+_BESIDE_THE_LAUNCHER = ("data_prep",)
+
+
+def backend_for(step: str, name: str = "") -> TrainingBackend:
+    """The backend of this name for a step; KUBEALIGN_BACKEND where none is given, else this machine."""
+    name = name or os.environ.get("KUBEALIGN_BACKEND", "local")
+    if name not in NAMES:
+        raise UserError(f"no backend {name!r}", fix=f"choose one of {', '.join(NAMES)}")
+    if name == "local" or step in _BESIDE_THE_LAUNCHER:
+        return LocalBackend()
+    try:
+        from components.launch.cluster.discovery import cluster_backend
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"backend {name} needs the package {error.name}", fix="pip install 'kubealign[pipelines]'"
+        ) from error
+    return cluster_backend(name)

@@ -1,0 +1,119 @@
+"""Which pod failed first and of what, and what a job waits for: from objects as an API server sends them."""
+
+from typing import Any
+
+import pytest
+
+from components.core.errors import LOST_PEER, Cancelled, KubealignError, RetryableError, UserError
+from components.launch.cluster import reasons
+
+
+def pod(name: str, *, ended: dict[str, Any] | None = None, **status: Any) -> dict[str, Any]:
+    deleted = status.pop("deleted", None)
+    metadata: dict[str, Any] = {"name": name, "uid": name}
+    if deleted:
+        metadata |= {"deletionTimestamp": deleted, "deletionGracePeriodSeconds": 30}
+    if ended:
+        status["containerStatuses"] = [{"name": "pytorch", "state": {"terminated": ended}}]
+    return {"metadata": metadata, "status": status}
+
+
+def end(code: int, second: int, message: str = "", reason: str = "Error") -> dict[str, Any]:
+    return {"exitCode": code, "reason": reason, "message": message, "finishedAt": f"2026-01-01T00:00:{second:02d}Z"}
+
+
+def failure(*pods: dict[str, Any]) -> KubealignError:
+    return reasons.failure(pods, "sft", "1 Worker replica(s) failed")
+
+
+def test_earliest_failure_is_told() -> None:
+    error = failure(
+        pod("m", ended=end(1, 20, "1 the second thing")), pod("w", ended=end(1, 10, "1 data is empty; give it rows"))
+    )
+    assert isinstance(error, UserError)
+    assert str(error) == "data is empty; give it rows"
+
+
+@pytest.mark.parametrize(("code", "kind"), [(1, UserError), (75, RetryableError), (143, Cancelled)])
+def test_last_words_keep_their_exit_code(code: int, kind: type[KubealignError]) -> None:
+    error = failure(pod("m", ended=end(code, 1, f"some log\n{code} what happened")))
+    assert type(error) is kind
+    assert str(error) == "what happened"
+
+
+def test_a_peer_that_lost_its_connection_is_not_the_cause() -> None:
+    lost = pod("m", ended=end(75, 10, f"75 {LOST_PEER} (gloo)"))
+    assert "the data is empty" in str(failure(lost, pod("w", ended=end(1, 10, "1 the data is empty"))))
+
+
+def test_pod_deleted_from_outside_is_the_cause_of_what_its_peers_died_of() -> None:
+    """The stamp is the end of the grace period: it was asked for at second 10."""
+    deleted = pod("w", deleted="2026-01-01T00:00:40Z", ended=end(143, 12, "143 sft was cancelled"))
+    error = failure(pod("m", ended=end(143, 11, "143 sft was cancelled")), deleted)
+    assert isinstance(error, RetryableError)
+    assert "w was deleted while it ran" in str(error)
+
+
+def test_pod_that_the_operator_took_away_after_a_failure_is_not_the_cause() -> None:
+    deleted = pod("w", deleted="2026-01-01T00:00:40Z", ended=end(143, 12))
+    assert str(failure(deleted, pod("m", ended=end(1, 10, "1 the data is empty")))) == "the data is empty"
+
+
+def test_out_of_memory_names_the_option() -> None:
+    error = failure(pod("m", ended=end(137, 1, reason="OOMKilled")))
+    assert isinstance(error, UserError)
+    assert "OOMKilled" in str(error) and "resources.memory" in str(error)
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        {"reason": "Evicted", "message": "The node was low on resource: memory."},
+        {"conditions": [{"type": "DisruptionTarget", "status": "True", "message": "preempted by high"}]},
+    ],
+)
+def test_eviction_and_preemption_are_worth_another_attempt(status: dict[str, Any]) -> None:
+    assert isinstance(failure(pod("m", ended=end(137, 1), **status)), RetryableError)
+
+
+def test_pods_that_are_gone_are_worth_another_attempt() -> None:
+    assert isinstance(failure(), RetryableError)
+
+
+def test_segmentation_fault_is_named_with_its_last_line() -> None:
+    text = str(failure(pod("m", ended=end(139, 1, "loading\nabout to crash"))))
+    assert "exit code 139 (SIGSEGV): about to crash" in text
+
+
+def waiting(reason: str, message: str = "") -> dict[str, Any]:
+    return {"containerStatuses": [{"state": {"waiting": {"reason": reason, "message": message}}}]}
+
+
+def test_what_a_pod_waits_for() -> None:
+    scheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "1 Insufficient gpu."}
+    assert reasons.pending([pod("w", conditions=[scheduled])], []) == "w: Unschedulable: 1 Insufficient gpu."
+    pulling = pod("w", **waiting("ImagePullBackOff", "no such image"))
+    assert reasons.pending([pulling], []) == "w: ImagePullBackOff: no such image"
+    assert reasons.hopeless([pulling], []) == ""
+    assert reasons.pending([pod("w", **waiting("ContainerCreating"))], []) == ""
+    never = pod("w", **waiting("ErrImageNeverPull", "not present"))
+    assert reasons.hopeless([never], []) == "w: ErrImageNeverPull: not present"
+
+
+def test_latest_event_tells_where_there_is_no_pod_yet() -> None:
+    def event(reason: str, second: int) -> dict[str, Any]:
+        return {
+            "type": "Warning", "reason": reason, "message": "quota", "lastTimestamp": f"2026-01-01T00:00:{second:02d}Z",
+            "metadata": {}, "involvedObject": {"name": "job"},
+        }  # fmt: skip
+
+    assert reasons.pending([], [event("FailedCreatePod", 9), event("Older", 3)]) == "job: FailedCreatePod: quota"
+    assert reasons.hopeless([], [event("FailedCreatePod", 9)]) == ""
+    refused = event("FailedCreatePod", 9) | {"message": 'Error creating: Pod "x" is invalid: spec.tolerations'}
+    assert "spec.tolerations" in reasons.hopeless([], [refused])
+
+
+def test_running_is_only_when_every_pod_has_started() -> None:
+    assert reasons.waits([pod("m", phase="Running"), pod("w", phase="Pending")], 2)
+    assert reasons.waits([pod("m", phase="Running")], 2)
+    assert not reasons.waits([pod("m", phase="Running"), pod("w", phase="Running")], 2)
