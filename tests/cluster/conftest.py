@@ -1,0 +1,214 @@
+"""The cluster under the tests, and a namespace with a bucket for each of them."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import yaml
+from botocore.config import Config
+
+from components.core import store
+from tests.cluster.harness import images
+from tests.cluster.harness.__main__ import up
+from tests.cluster.harness.cluster import KUBECONFIG, S3, S3_KEY, S3_SECRET, Cluster
+from tests.cluster.harness.machine import STATE, CannotRun
+from tests.cluster.harness.processes import until
+from tests.programs import CannotBuild
+
+HOUSE = Path(__file__).resolve().parents[2]
+INFRA = HOUSE / "infra" / "kubernetes"
+AWS = {
+    "AWS_ENDPOINT_URL": S3,
+    "AWS_ACCESS_KEY_ID": S3_KEY,
+    "AWS_SECRET_ACCESS_KEY": S3_SECRET,
+    "AWS_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A running cluster. One that was up before (make cluster-up) is used and left; else it goes with the tests."""
+    found = Cluster()
+    was_up = found.is_up()
+    try:
+        try:
+            up(found)
+        except (CannotRun, CannotBuild) as error:
+            if os.environ.get("KUBEALIGN_REQUIRE_CLUSTER"):
+                pytest.fail(f"no cluster: {error}", pytrace=False)
+            pytest.skip(f"no cluster: {error}")
+        yield found
+    finally:
+        if not was_up:
+            found.down()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def aws() -> Iterator[None]:
+    """This process reads and writes the cluster's S3 server."""
+    before = dict(os.environ)
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        del os.environ[name]
+    os.environ |= AWS | {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
+    yield
+    os.environ.clear()
+    os.environ |= before
+
+
+class Place:
+    """A namespace under the restricted pod standard, with a bucket of its own and what a launcher finds there."""
+
+    def __init__(self, cluster: Cluster, folder: Path) -> None:
+        self.cluster, self.folder = cluster, folder
+        self.name = f"t-{uuid.uuid4().hex[:8]}"
+        self.root = f"s3://{self.name}"
+        self.environment = {"KUBECONFIG": str(KUBECONFIG)}
+        restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
+        secret = {"metadata": {"name": "s3"}, "stringData": AWS}
+        cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.name, "labels": restricted}})
+        cluster.apply({"apiVersion": "v1", "kind": "Secret", **secret}, namespace=self.name)
+        cluster.apply(*yaml.safe_load_all((INFRA / "launcher.yaml").read_text()), namespace=self.name)
+        s3_client().create_bucket(Bucket=self.name)
+
+    def remove(self) -> None:
+        self.cluster.kubectl("delete", "namespace", self.name, "--wait=false")
+
+    def start(self, *command: str, **environment: str) -> "Launcher":
+        """A process of the command line, as on a laptop with a kubeconfig."""
+        return Launcher(self, command, environment)
+
+    def step(self, step: str, output: str, inputs: dict[str, str], *changes: str, **environment: str) -> "Launcher":
+        """One step as a job; `changes` are section.key=value, with the step's own section left out."""
+        sets = [f"{step}.{change}" for change in (*_QUIET, *changes)]
+        return self.start(
+            "step", step, "--output", f"{self.root}/{output}", "--backend", "pytorchjob",
+            *(f"--input={name}={uri}" for name, uri in inputs.items()), *(f"--set={change}" for change in sets),
+            **environment,
+        )  # fmt: skip
+
+    def get(self, *what: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.cluster.get("-n", self.name, *what)["items"]
+        return found
+
+    def kubectl(self, *arguments: str) -> str:
+        return self.cluster.kubectl("-n", self.name, *arguments)
+
+    def path(self, uri: str) -> Path:
+        """Where the S3 server keeps an object."""
+        return STATE / "s3" / uri.removeprefix("s3://")
+
+
+_QUIET = ("metrics_port=0",)
+
+
+class Launcher:
+    """A process of ours; its output is kept and can be waited for."""
+
+    def __init__(self, place: Place, command: tuple[str, ...], environment: dict[str, str]) -> None:
+        self.lines: list[str] = []
+        self._news = threading.Condition()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines", *command], cwd=HOUSE, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, process_group=0,
+            env={
+                **os.environ, **place.environment, "KUBEALIGN_NAMESPACE": place.name,
+                "KUBEALIGN_IMAGES": f"{images.PREFIX}/{{step}}:{images.TAG}", "PYTHONUNBUFFERED": "1",
+                "KUBEALIGN_ENV_FROM_SECRETS": "s3", "KUBEALIGN_WORK": str(place.folder), **environment,
+            },
+        )  # fmt: skip
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def output(self) -> str:
+        return "".join(self.lines)
+
+    @property
+    def last(self) -> str:
+        return self.lines[-1].strip() if self.lines else ""
+
+    def wait_for(self, pattern: str, seconds: float = 120) -> str:
+        """Block until a line matches; it."""
+        found: list[str] = []
+
+        def seen() -> bool:
+            found[:] = [line for line in self.lines if re.search(pattern, line)]
+            return bool(found) or not self._reader.is_alive()
+
+        with self._news:
+            assert self._news.wait_for(seen, seconds) and found, f"no {pattern!r} in:\n{self.output}"
+        return found[0]
+
+    def end(self, seconds: float = 240) -> int:
+        """Block until the process has ended; its exit code."""
+        try:
+            code = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running:\n{self.output}") from None
+        self._reader.join()
+        return code
+
+    def send(self, number: signal.Signals) -> None:
+        os.kill(self.process.pid, number)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def _read(self) -> None:
+        for line in self.process.stdout or ():
+            with self._news:
+                self.lines.append(line)
+                self._news.notify_all()
+        with self._news:
+            self._news.notify_all()
+
+
+@pytest.fixture(scope="module")
+def shared_place(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A namespace that a module's tests share, for what is made once."""
+    place = Place(cluster, tmp_path_factory.mktemp("shared"))
+    yield place
+    place.remove()
+
+
+@pytest.fixture
+def place(cluster: Cluster, tmp_path: Path) -> Iterator[Place]:
+    found = Place(cluster, tmp_path)
+    yield found
+    found.remove()
+
+
+def s3_client() -> Any:
+    return boto3.client("s3", config=Config(s3={"addressing_style": "path"}))
+
+
+def nothing_left(place: Place) -> None:
+    """No job and no pod that still runs."""
+    assert [job["metadata"]["name"] for job in place.get("pytorchjobs") if not _ended(job)] == []
+    until(
+        "the end of all pods",
+        lambda: [p for p in place.get("pods") if p["status"]["phase"] in ("Pending", "Running")] == [],
+        30,
+    )
+
+
+def _ended(job: dict[str, Any]) -> bool:
+    conditions = job.get("status", {}).get("conditions") or []
+    return any(c["type"] in ("Succeeded", "Failed") and c["status"] == "True" for c in conditions)
+
+
+def published(folder: Path, uri: str) -> str:
+    store.publish(folder, uri)
+    return uri

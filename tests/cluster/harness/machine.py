@@ -1,0 +1,104 @@
+"""What the machine must offer, and what is set up on it and taken down again: packages, a bridge, mounts."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.programs import CACHE
+
+STATE = CACHE / "cluster"  # of the running cluster; gone after cluster-down
+CONTAINERD = CACHE / "containerd"  # imported images; a cache
+BRIDGE = "kubealign0"
+NODE_IP = "10.244.0.1"  # of the bridge: the node, the API server, the name server and the S3 server
+POD_NETWORK = "10.244.0.0/24"
+SERVICE_NETWORK = "10.96.0.0/16"
+
+# Debian's package -> a program that it brings.
+_PACKAGES = {
+    "buildah": "buildah", "conntrack": "conntrack", "containerd": "containerd",
+    "containernetworking-plugins": "/usr/lib/cni/bridge", "debootstrap": "debootstrap", "ipset": "ipset",
+    "iproute2": "ip", "iptables": "iptables", "runc": "runc",
+}  # fmt: skip
+
+
+class CannotRun(Exception):
+    """This machine cannot have a cluster; says why."""
+
+
+def check() -> None:
+    """Raises CannotRun where a cluster is out of the question."""
+    if os.geteuid() != 0:
+        raise CannotRun("only root can run containers and set up a network")
+    if shutil.which("go") is None:
+        raise CannotRun("there is no Go on PATH to build Kubernetes with")
+    if shutil.which("apt-get") is None and _missing():
+        raise CannotRun(f"needs {', '.join(_missing())}, and this is no Debian to install them on")
+
+
+def install() -> None:
+    """Debian's packages, where they are missing."""
+    if missing := _missing():
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        run("apt-get", "update", "-q", env=environment)
+        # Its service would start a containerd of its own; only the program is wanted.
+        run("apt-get", "install", "-yq", "--no-install-recommends", *missing, env=environment)
+
+
+def _missing() -> list[str]:
+    return [name for name, found in _PACKAGES.items() if shutil.which(found) is None]
+
+
+def network_up() -> None:
+    if not Path(f"/sys/class/net/{BRIDGE}").exists():
+        run("ip", "link", "add", BRIDGE, "type", "bridge")
+    run("ip", "address", "replace", f"{NODE_IP}/24", "dev", BRIDGE)
+    run("ip", "link", "set", BRIDGE, "up")
+    for setting in ("ipv4/ip_forward", "bridge/bridge-nf-call-iptables"):
+        with contextlib.suppress(OSError):  # no br_netfilter: then the bridge does not call iptables, which is fine
+            Path("/proc/sys/net", setting).write_text("1")
+
+
+def network_down() -> None:
+    if Path(f"/sys/class/net/{BRIDGE}").exists():
+        run("ip", "link", "delete", BRIDGE)
+    # Rules of kube-proxy and of the CNI plug-ins name themselves.
+    for table in ("filter", "nat", "mangle"):
+        saved = run("iptables-save", "-t", table).splitlines()
+        kept = [line for line in saved if not any(mark in line for mark in ("KUBE-", "CNI-", POD_NETWORK))]
+        if kept != saved:
+            subprocess.run(["iptables-restore"], input="\n".join(kept) + "\n", text=True, check=True)
+
+
+def unmount_below(folder: Path) -> None:
+    mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    for mount in sorted((m for m in mounts if m.startswith(f"{folder}/")), reverse=True):
+        run("umount", "-l", mount)
+
+
+def pods_networks_down() -> None:
+    """The network namespaces that the CNI left behind; only those that a plug-in of ours named."""
+    for found in Path("/run/netns").glob("cni-*"):
+        subprocess.run(["ip", "netns", "delete", found.name], check=False, capture_output=True)
+
+
+def run(*command: str, env: dict[str, str] | None = None, input: str | None = None, timeout: float = 600) -> str:
+    """A command's output; raises RuntimeError with its last words where it fails."""
+    done = subprocess.run(command, env=env, input=input, capture_output=True, text=True, timeout=timeout, check=False)
+    if done.returncode:
+        raise RuntimeError(
+            f"{' '.join(command)[:200]} failed ({done.returncode}): {(done.stderr or done.stdout)[-1500:]}"
+        )
+    return done.stdout
+
+
+@contextlib.contextmanager
+def locked(name: str) -> Iterator[None]:
+    import fcntl
+
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
