@@ -483,10 +483,10 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override}: write it as section.key=value, such as ppo.kl_coefficient=0.02")
     *parents, last = path.strip().split(".")
     for parent in parents:
-        child = values.setdefault(parent, {})
+        child = values.get(parent, {})
         if not isinstance(child, dict):
             raise UserError(f"--set {override}: {parent} is a value, not a section")
-        values = child
+        values[parent] = values = dict(child)  # a YAML alias makes one mapping of several sections
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:

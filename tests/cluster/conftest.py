@@ -89,7 +89,7 @@ class Place:
 
     def step(self, step: str, output: str, inputs: dict[str, str], *changes: str, **environment: str) -> "Launcher":
         """One step as a job; `changes` are section.key=value, with the step's own section left out."""
-        sets = [f"{step}.{change}" for change in (*_QUIET, *changes)]
+        sets = [f"{step}.{change}" for change in changes]
         return self.start(
             "step", step, "--output", f"{self.root}/{output}", "--backend", "pytorchjob",
             *(f"--input={name}={uri}" for name, uri in inputs.items()), *(f"--set={change}" for change in sets),
@@ -106,9 +106,6 @@ class Place:
     def path(self, uri: str) -> Path:
         """Where the S3 server keeps an object."""
         return STATE / "s3" / uri.removeprefix("s3://")
-
-
-_QUIET = ("metrics_port=0",)
 
 
 class Launcher:

@@ -32,7 +32,7 @@ def as_launcher(place: Place, tmp_path: Path) -> Place:
 def step(place: Place, **environment: str) -> tuple[int, str]:
     """A step that cannot be placed, so that it ends by its own time limit: create, watch, explain, delete."""
     launcher = place.step(
-        "base_model", "out", {}, "resources.gpus=99", "resources.pending_timeout_seconds=12", **environment
+        "base_model", "out", {}, "resources.gpus=64", "resources.pending_timeout_seconds=12", **environment
     )
     return launcher.end(60), launcher.last
 

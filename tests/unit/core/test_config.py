@@ -134,6 +134,13 @@ def test_override_reaches_into_a_section_and_may_be_in_scientific_notation(tmp_p
     )
 
 
+def test_override_changes_one_of_the_sections_that_share_a_yaml_alias(tmp_path: Path) -> None:
+    path = write(tmp_path, "p", "sft:\n  resources: &r {processes: 2}\nppo:\n  resources: *r\n")
+    profile = load_profile(path, ["sft.resources.nodes=2"])
+    assert (profile.sft.resources.nodes, profile.ppo.resources.nodes) == (2, 1)
+    assert profile.sft.resources.processes == 2
+
+
 def test_override_does_not_change_later_loads(tmp_path: Path) -> None:
     path = write(tmp_path, "p", "ppo: {clip: 0.3}\n")
     load_profile(path, ["ppo.clip=0.1"])
