@@ -14,7 +14,7 @@ from rich.table import Table
 from components.core import store
 from components.core.config import STEP_CONFIGS, STEPS, Profile
 from components.core.errors import KubealignError, UserError, exit_code_for, report
-from components.core.logs import log_to
+from components.core.logs import log_to_stderr
 from components.launch.backends import NAMES, backend_for
 from components.launch.run import launch
 from pipelines import profiles
@@ -159,7 +159,7 @@ def step(
         raise UserError(f"no step {name}", fix=f"choose one of {', '.join(STEPS)}")
     settings = profiles.load(profile, _with_seed(overrides, seed))
     section = getattr(settings, name).model_dump(mode="json")
-    log_to()
+    log_to_stderr()
     result = launch(
         name,
         run=f"step-{name.replace('_', '-')}",
@@ -182,7 +182,7 @@ def janitor(
     """Delete jobs of the namespace whose launcher's pod is gone, and ended ones that nothing else deletes."""
     from components.launch.cluster.janitor import clean
 
-    log_to()
+    log_to_stderr()
     deleted = clean(grace_seconds)
     typer.echo(f"deleted {len(deleted)} jobs" + (f": {', '.join(deleted)}" if deleted else ""))
 

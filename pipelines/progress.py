@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from components.core.config import STEPS
+from components.core.logs import SHOWN
 from components.launch.run import read_state
 from pipelines.runs import Run
 
@@ -70,13 +71,7 @@ def _view(folder: Path, step: str, since: float) -> StepView:
 
 
 def _numbers(line: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    shown = {
-        "training_loss": "loss",
-        "ppo_reward_mean": "reward",
-        "ppo_kl": "KL",
-        "training_tokens_per_second": "tokens/s",
-    }
-    for name, label in shown.items():
+    for name, label in SHOWN.items():
         if isinstance(line.get(name), int | float):
             yield label, float(line[name])
 

@@ -4,12 +4,14 @@
 (KUBEALIGN_CACHE names another place), so that a second clone on the same machine builds nothing.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,14 +57,21 @@ MODULES = {
 }
 
 
+@contextlib.contextmanager
+def locked(name: str) -> Iterator[None]:
+    """One process at a time; the others wait."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def program(name: str) -> Path:
     """The program's path; builds its module where it is not there. One process builds, others wait for the lock."""
     label, module = next((label, module) for label, module in MODULES.items() if name in module.packages)
     folder = CACHE / "bin" / f"{label}-{_pins(label)}"
     if not (folder / name).exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with (folder.parent / f"{label}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(label):
             if not (folder / name).exists():
                 _build(label, module, folder)
     return folder / name
@@ -90,7 +99,7 @@ def _build(label: str, module: Module, folder: Path) -> None:
     started = time.monotonic()
     draft = folder.with_name(f"{folder.name}.{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
+    draft.mkdir(parents=True)
     for name, package in module.packages.items():
         flags = ["-trimpath", "-ldflags", f"-s -w {module.ldflags}".strip(), "-tags", module.tags]
         _go(["build", "-mod=readonly", *flags, "-o", str(draft / name), package], label)

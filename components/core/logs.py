@@ -1,10 +1,14 @@
-"""One form for the log of every process."""
+"""One form for the log of every process, and the numbers that a person is shown."""
 
 import logging
-from typing import TextIO
+
+# What a person is shown of a step that runs, in the log and on the screen.
+SHOWN = {
+    "training_loss": "loss", "ppo_reward_mean": "reward", "ppo_kl": "KL", "training_tokens_per_second": "tokens/s",
+}  # fmt: skip
 
 
-def log_to(stream: TextIO | None = None) -> None:
-    """Log to `stream`, stderr when left out, in lines of time, level and logger."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=stream)
+def log_to_stderr() -> None:
+    """In lines of time, level and logger."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("botocore").setLevel(logging.WARNING)  # says at every start where it found its credentials

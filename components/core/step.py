@@ -22,7 +22,7 @@ import components
 from components.core import store
 from components.core.config import step_config
 from components.core.errors import Cancelled, UserError, exit_code_for, report
-from components.core.logs import log_to
+from components.core.logs import log_to_stderr
 from components.core.spec import StepResult, StepSpec, is_done, read_spec
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def main(step_name: str, work: Callable[[Step], None], arguments: list[str] | No
     parser = argparse.ArgumentParser(prog=f"python -m components.{step_name}")
     parser.add_argument("--spec", required=True, help="URI of the step's spec.json")
     options = parser.parse_args(arguments)
-    log_to(sys.stderr)
+    log_to_stderr()
     try:
         spec = read_spec(options.spec)
         if spec.step != step_name:

@@ -7,6 +7,15 @@ from components.core.spec import StepSpec
 # Started by torchrun, one process a device; the others are one plain process.
 TRAINING_STEPS = ("base_model", "sft", "pmp", "reward_model", "ppo")
 
+# Of every step, wherever it runs.
+ENVIRONMENT = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    # Threads that wait by spinning halve the speed as soon as another program wants a core.
+    "OMP_WAIT_POLICY": "passive",
+    "PYTHONUNBUFFERED": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
 
 class TrainingBackend(Protocol):
     """Starts a step that has its spec.json and waits for its end."""

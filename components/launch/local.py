@@ -16,7 +16,7 @@ import components
 from components.core.config import Resources, step_config
 from components.core.errors import Cancelled, KubealignError, RetryableError, UserError
 from components.core.spec import StepSpec
-from components.launch.backend import TRAINING_STEPS
+from components.launch.backend import ENVIRONMENT, TRAINING_STEPS
 from components.launch.processes import end_with_parent, kill_marked
 
 log = logging.getLogger(__name__)
@@ -67,14 +67,11 @@ class LocalBackend:
         threads = resources.threads or max(1, cores // resources.processes)
         return {
             **environment_with_code(),
+            **ENVIRONMENT,
             "OMP_NUM_THREADS": str(threads),
-            # Threads that wait by spinning halve the speed as soon as another program wants a core.
-            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
-            "TOKENIZERS_PARALLELISM": "false",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", ENVIRONMENT["OMP_WAIT_POLICY"]),
             "KUBEALIGN_METRICS_ADDRESS": os.environ.get("KUBEALIGN_METRICS_ADDRESS", "127.0.0.1"),
             "KUBEALIGN_TERMINATION_LOG": str(last_words),
-            "PYTHONUNBUFFERED": "1",
         }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from components.core import store
 from components.core.errors import KubealignError, report
-from components.core.logs import log_to
+from components.core.logs import log_to_stderr
 from components.core.spec import StepResult
 from components.launch.backends import backend_for
 from components.launch.run import run_step
@@ -29,7 +29,7 @@ def run_component(
     resume: bool,
 ) -> StepResult:
     """Run a step for a pipeline task; a failure ends the task with one line and its own exit code."""
-    log_to()
+    log_to_stderr()
     try:
         return run_step(
             step, run=run, seed=seed, config=config, inputs=inputs, root=root, resume=resume, backend=backend_for(step)

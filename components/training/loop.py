@@ -10,6 +10,7 @@ import torch
 
 from components.core.config import Trainer
 from components.core.errors import Cancelled, UserError
+from components.core.logs import SHOWN
 from components.core.metrics import Metrics
 from components.core.seeds import seed_for
 from components.core.step import Step
@@ -20,9 +21,6 @@ from components.training.runtime import Runtime
 log = logging.getLogger(__name__)
 
 _SAY_SECONDS = 10.0  # between two lines of progress in the log
-_SAID = {
-    "training_loss": "loss", "ppo_reward_mean": "reward", "ppo_kl": "KL", "training_tokens_per_second": "tokens/s",
-}  # fmt: skip
 
 
 class Loop:
@@ -116,7 +114,7 @@ class Loop:
         )
         if number == total or time.monotonic() - self._said_at > _SAY_SECONDS:
             self._said_at = time.monotonic()
-            numbers = ", ".join(f"{label} {line[name]:.4g}" for name, label in _SAID.items() if name in line)
+            numbers = ", ".join(f"{label} {line[name]:.4g}" for name, label in SHOWN.items() if name in line)
             log.info("step %d/%d: %s", number, total, numbers)
 
     def _save(self, number: int) -> None:

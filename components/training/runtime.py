@@ -117,13 +117,14 @@ def _of_a_peer(error: RuntimeError) -> bool:
 def _explained(rank: int, world: int, patience: int, error: RuntimeError) -> RetryableError:
     """Whose fault it is: each rank that has noticed says so in the rendezvous store, and who is silent is stuck."""
     silent: list[int] = []
+    last = str(error).splitlines()[0][:200]
     with contextlib.suppress(Exception):  # the store may be gone too
         notes = dist.distributed_c10d._get_default_store()
         notes.set(f"kubealign/lost/{rank}", "1")
-        time.sleep(_NOTICE_SECONDS)
-        silent = [other for other in range(world) if not notes.check([f"kubealign/lost/{other}"])]
-    last = str(error).splitlines()[0][:200]
-    if "time" not in last.lower() or not silent:
+        if "time" in last.lower():  # else the connection broke, and the peer is gone rather than silent
+            time.sleep(_NOTICE_SECONDS)
+            silent = [other for other in range(world) if not notes.check([f"kubealign/lost/{other}"])]
+    if not silent:
         return RetryableError(f"{LOST_PEER} ({last})", fix="another rank's log says why")
     names = ", ".join(map(str, silent))
     return RetryableError(

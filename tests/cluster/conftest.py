@@ -11,28 +11,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 import yaml
-from botocore.config import Config
 
-from components.core import store
 from tests.cluster.harness import images
 from tests.cluster.harness.__main__ import up
 from tests.cluster.harness.cluster import KUBECONFIG, S3, S3_KEY, S3_SECRET, Cluster
 from tests.cluster.harness.machine import STATE, CannotRun
 from tests.cluster.harness.processes import until
 from tests.programs import CannotBuild
+from tests.s3 import S3Server
 
 HOUSE = Path(__file__).resolve().parents[2]
 INFRA = HOUSE / "infra" / "kubernetes"
-AWS = {
-    "AWS_ENDPOINT_URL": S3,
-    "AWS_ACCESS_KEY_ID": S3_KEY,
-    "AWS_SECRET_ACCESS_KEY": S3_SECRET,
-    "AWS_REGION": "us-east-1",
-    "AWS_EC2_METADATA_DISABLED": "true",
-}
+SERVER = S3Server(S3, S3_KEY, S3_SECRET, STATE / "s3")
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +51,7 @@ def aws() -> Iterator[None]:
     before = dict(os.environ)
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         del os.environ[name]
-    os.environ |= AWS | {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
+    os.environ |= SERVER.environment | {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
     yield
     os.environ.clear()
     os.environ |= before
@@ -73,19 +65,23 @@ class Place:
         self.name = f"t-{uuid.uuid4().hex[:8]}"
         self.root = f"s3://{self.name}"
         self.environment = {"KUBECONFIG": str(KUBECONFIG)}
+        self._launchers: list[Launcher] = []
         restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
-        secret = {"metadata": {"name": "s3"}, "stringData": AWS}
+        secret = {"metadata": {"name": "s3"}, "stringData": SERVER.environment}
         cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.name, "labels": restricted}})
         cluster.apply({"apiVersion": "v1", "kind": "Secret", **secret}, namespace=self.name)
         cluster.apply(*yaml.safe_load_all((INFRA / "launcher.yaml").read_text()), namespace=self.name)
-        s3_client().create_bucket(Bucket=self.name)
+        SERVER.client().create_bucket(Bucket=self.name)
 
     def remove(self) -> None:
+        for launcher in self._launchers:  # of a test that failed before their end
+            launcher.close()
         self.cluster.kubectl("delete", "namespace", self.name, "--wait=false")
 
     def start(self, *command: str, **environment: str) -> "Launcher":
         """A process of the command line, as on a laptop with a kubeconfig."""
-        return Launcher(self, command, environment)
+        self._launchers.append(Launcher(self, command, environment))
+        return self._launchers[-1]
 
     def step(self, step: str, output: str, inputs: dict[str, str], *changes: str, **environment: str) -> "Launcher":
         """One step as a job; `changes` are section.key=value, with the step's own section left out."""
@@ -105,7 +101,7 @@ class Place:
 
     def path(self, uri: str) -> Path:
         """Where the S3 server keeps an object."""
-        return STATE / "s3" / uri.removeprefix("s3://")
+        return SERVER.folder / uri.removeprefix("s3://")
 
 
 class Launcher:
@@ -187,10 +183,6 @@ def place(cluster: Cluster, tmp_path: Path) -> Iterator[Place]:
     found.remove()
 
 
-def s3_client() -> Any:
-    return boto3.client("s3", config=Config(s3={"addressing_style": "path"}))
-
-
 def nothing_left(place: Place) -> None:
     """No job and no pod that still runs."""
     assert [job["metadata"]["name"] for job in place.get("pytorchjobs") if not _ended(job)] == []
@@ -204,8 +196,3 @@ def nothing_left(place: Place) -> None:
 def _ended(job: dict[str, Any]) -> bool:
     conditions = job.get("status", {}).get("conditions") or []
     return any(c["type"] in ("Succeeded", "Failed") and c["status"] == "True" for c in conditions)
-
-
-def published(folder: Path, uri: str) -> str:
-    store.publish(folder, uri)
-    return uri

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +12,7 @@ from components.launch.cluster.runner import ClusterBackend
 log = logging.getLogger(__name__)
 
 
-def clean(grace_seconds: float, pause: Callable[[float], None] = time.sleep) -> list[str]:
+def clean(grace_seconds: float) -> list[str]:
     """Delete orphans of every kind of job that the cluster serves; returns their names.
 
     An orphan still runs, was started by a pod, and that pod has ended or is gone, `grace_seconds` ago too: a pipeline
@@ -24,7 +23,7 @@ def clean(grace_seconds: float, pause: Callable[[float], None] = time.sleep) -> 
     for backend in cluster_backends():
         before = {found["metadata"]["uid"] for found in backend.all() if _orphaned(backend, found)}
         if before:
-            pause(grace_seconds)
+            time.sleep(grace_seconds)
         for found in backend.all():
             name = found["metadata"]["name"]
             orphaned = found["metadata"]["uid"] in before and _orphaned(backend, found)

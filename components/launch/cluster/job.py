@@ -6,7 +6,7 @@ from typing import Any
 
 from components.core.config import Resources, step_config
 from components.core.spec import StepSpec
-from components.launch.backend import TRAINING_STEPS
+from components.launch.backend import ENVIRONMENT, TRAINING_STEPS
 
 Manifest = dict[str, Any]
 
@@ -149,17 +149,15 @@ def _container(job: Job, name: str) -> Manifest:
 
 def environment(wanted: Resources) -> dict[str, str]:
     """What a step reads from its surroundings. No secret: those come by reference."""
-    made = {
-        "HF_HUB_DISABLE_TELEMETRY": "1",
+    own = {
         "HOME": "/tmp",
         "KUBEALIGN_METRICS_ADDRESS": "0.0.0.0",
         "KUBEALIGN_TERMINATION_LOG": "/dev/termination-log",
         "KUBEALIGN_WORK": "/work",
-        "OMP_WAIT_POLICY": "passive",
-        "PYTHONUNBUFFERED": "1",
-        "TOKENIZERS_PARALLELISM": "false",
     }
-    return made | ({"OMP_NUM_THREADS": str(wanted.threads)} if wanted.threads else {})
+    return dict(sorted((ENVIRONMENT | own).items())) | (
+        {"OMP_NUM_THREADS": str(wanted.threads)} if wanted.threads else {}
+    )
 
 
 def quantities(wanted: Resources) -> Manifest:

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from components.core.errors import LOST_PEER, Cancelled, KubealignError, RetryableError, UserError
+from components.launch.cluster.state import true_conditions
 from components.launch.local import error_of
 
 Pod = dict[str, Any]
@@ -85,7 +86,7 @@ def _end(pod: Pod, step: str) -> tuple[_Order, KubealignError] | None:
     for end in ended:
         if end["exitCode"] != 0 and end.get("reason") == "OOMKilled":
             return (end.get("finishedAt") or "", _OWN, name), terminated(step, name, end)
-    disrupted = {c["type"]: c.get("message", "") for c in status.get("conditions") or [] if c["status"] == "True"}
+    disrupted = true_conditions(pod)
     if status.get("reason") in _FROM_OUTSIDE or "DisruptionTarget" in disrupted:
         when = min((end.get("finishedAt") or "" for end in ended), default="")
         why = status.get("message") or disrupted.get("DisruptionTarget", "")

@@ -68,17 +68,17 @@ class ClusterBackend:
                 "a job's pods cannot reach a folder of this machine", where=spec.output, fix="give --root s3://..."
             )
         _patiently(lambda: permissions.check(self.api, permissions.needed(self.kind.group, self.kind.plural)))
-        for found in _patiently(lambda: self._earlier(spec)):
-            if self.kind.state(found).ended or found["metadata"].get("deletionTimestamp"):
-                continue
-            self._check_same(found, spec)
-            return True
-        _patiently(lambda: self._create(self._job(spec, self._next_attempt(spec)), {"dryRun": "All"}))
+        earlier = _patiently(lambda: self._earlier(spec))
+        for found in earlier:
+            if not self._is_over(found):
+                self._check_same(found, spec)
+                return True
+        _patiently(lambda: self._create(self._job(spec, self._next_attempt(earlier)), {"dryRun": "All"}))
         return False
 
     def run(self, spec: StepSpec) -> None:
         """Return when a job has made the step's result; see `TrainingBackend`."""
-        number = _patiently(lambda: self._next_attempt(spec))
+        number = self._next_attempt(_patiently(lambda: self._earlier(spec)))
         attempts = self._job(spec, number).resources.max_attempts
         with self._stopped_by_signals(spec.step) as current:
             for left in reversed(range(attempts)):
@@ -104,13 +104,17 @@ class ClusterBackend:
         selector = f"{jobs.OUTPUT_LABEL}={jobs.output_digest(spec.output)}"
         return self.api.call("list", self._jobs, {"labelSelector": selector})["items"]
 
-    def _next_attempt(self, spec: StepSpec) -> int:
+    def _next_attempt(self, earlier: list[Manifest]) -> int:
         """The number of the job that still runs, or one more than the last one's."""
-        numbers = {int(found["metadata"]["labels"][jobs.ATTEMPT_LABEL]): found for found in self._earlier(spec)}
+        numbers = {int(found["metadata"]["labels"][jobs.ATTEMPT_LABEL]): found for found in earlier}
         if not numbers:
             return 0
         last = max(numbers)
-        return last + (self.kind.state(numbers[last]).ended or "deletionTimestamp" in numbers[last]["metadata"])
+        return last + self._is_over(numbers[last])
+
+    def _is_over(self, found: Manifest) -> bool:
+        """Ended, or being deleted."""
+        return self.kind.state(found).ended or "deletionTimestamp" in found["metadata"]
 
     def _check_same(self, found: Manifest, spec: StepSpec) -> None:
         name = found["metadata"]["name"]

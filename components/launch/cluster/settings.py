@@ -32,7 +32,7 @@ class Settings:
 
     @classmethod
     def from_environment(cls) -> "Settings":
-        """KUBEALIGN_ and a field's name in capitals; KFP_POD_* of the pipeline backend."""
+        """From KUBEALIGN_* (listed in the room's README) and the pipeline backend's KFP_POD_*."""
         on_sigterm = os.environ.get("KUBEALIGN_ON_SIGTERM", "delete")
         if on_sigterm not in ("delete", "leave"):
             raise UserError(f"KUBEALIGN_ON_SIGTERM is {on_sigterm!r}", fix="delete or leave")

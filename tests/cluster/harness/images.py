@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.cluster.harness.cluster import SOCKET, Cluster
-from tests.cluster.harness.machine import CONTAINERD, locked, run
-from tests.programs import CACHE, program
+from tests.cluster.harness.machine import CONTAINERD, run
+from tests.programs import CACHE, locked, program
 
 HOUSE = Path(__file__).resolve().parents[3]
 PREFIX = "localhost/kubealign"

@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 from tests.programs import CACHE
@@ -92,13 +91,3 @@ def run(*command: str, env: dict[str, str] | None = None, input: str | None = No
             f"{' '.join(command)[:200]} failed ({done.returncode}): {(done.stderr or done.stdout)[-1500:]}"
         )
     return done.stdout
-
-
-@contextlib.contextmanager
-def locked(name: str) -> Iterator[None]:
-    import fcntl
-
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -1,4 +1,4 @@
-"""Operators from their own modules' manifests, with images made here; and what a launcher needs beside them."""
+"""Operators from their own modules' manifests, with images made here."""
 
 import json
 import shutil
@@ -70,7 +70,7 @@ def trainer(cluster: Cluster) -> None:
 
 
 def kueue(cluster: Cluster) -> None:
-    """Queues, for PyTorchJobs; with a queue `train` over the node's GPUs in each namespace that asks for it."""
+    """Queues, for PyTorchJobs."""
     images.from_program(KUEUE, "kueue", path="/manager")
     images.load(cluster, KUEUE)
     objects = _rendered(cluster, source("kueue", "sigs.k8s.io/kueue") / "config", "default")

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import time
@@ -76,8 +77,6 @@ def _started(pid: int) -> str:
 
 
 def _ended_within(pid: int, seconds: float) -> bool:
-    import select
-
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
