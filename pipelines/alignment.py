@@ -7,6 +7,7 @@ from kfp import dsl
 from components.base_model.component import base_model as base_model_component
 from components.data_prep.component import data_prep as data_prep_component
 from components.evaluate.component import evaluate as evaluate_component
+from components.launch.component import clean_up as clean_up_component
 from components.pmp.component import pmp as pmp_component
 from components.ppo.component import ppo as ppo_component
 from components.reward_model.component import reward_model as reward_model_component
@@ -48,51 +49,55 @@ def alignment(
         resume: Keep finished steps and checkpoints of this run whatever code made them.
     """
     common = {"root": root, "run": run, "seed": seed, "resume": resume}
+    last = clean_up_component(root=root, run=run)
+    last.set_display_name("clean up")
+    last.set_caching_options(False)  # what it finds does not follow from its parameters
 
-    base = base_model_component(config=base_model, data_root=data_root, **common)
-    base.set_display_name("base model")
-    base_uri = base.outputs["model_uri"]
+    with dsl.ExitHandler(last, name="steps"):
+        base = base_model_component(config=base_model, data_root=data_root, **common)
+        base.set_display_name("base model")
+        base_uri = base.outputs["model_uri"]
 
-    data = data_prep_component(config=data_prep, data_root=data_root, base_model=base_uri, **common)
-    data.set_display_name("data preparation")
-    rows = data.outputs
+        data = data_prep_component(config=data_prep, data_root=data_root, base_model=base_uri, **common)
+        data.set_display_name("data preparation")
+        rows = data.outputs
 
-    tuned = sft_component(config=sft, base_model=base_uri, data=rows["sft_uri"], **common)
-    tuned.set_display_name("supervised fine-tuning")
+        tuned = sft_component(config=sft, base_model=base_uri, data=rows["sft_uri"], **common)
+        tuned.set_display_name("supervised fine-tuning")
 
-    preference = pmp_component(config=pmp, base_model=base_uri, data=rows["pmp_uri"], **common)
-    preference.set_display_name("preference-model pretraining")
+        preference = pmp_component(config=pmp, base_model=base_uri, data=rows["pmp_uri"], **common)
+        preference.set_display_name("preference-model pretraining")
 
-    reward = reward_model_component(
-        config=reward_model,
-        base_model=preference.outputs["model_uri"],
-        data=rows["reward_model_uri"],
-        demonstrations=rows["sft_uri"],
-        **common,
-    )
-    reward.set_display_name("reward model")
+        reward = reward_model_component(
+            config=reward_model,
+            base_model=preference.outputs["model_uri"],
+            data=rows["reward_model_uri"],
+            demonstrations=rows["sft_uri"],
+            **common,
+        )
+        reward.set_display_name("reward model")
 
-    policy = ppo_component(
-        config=ppo,
-        policy=tuned.outputs["model_uri"],
-        reward_model=reward.outputs["model_uri"],
-        data=rows["ppo_uri"],
-        pretrain=rows["pretrain_uri"],
-        **common,
-    )
-    policy.set_display_name("PPO")
+        policy = ppo_component(
+            config=ppo,
+            policy=tuned.outputs["model_uri"],
+            reward_model=reward.outputs["model_uri"],
+            data=rows["ppo_uri"],
+            pretrain=rows["pretrain_uri"],
+            **common,
+        )
+        policy.set_display_name("PPO")
 
-    report = evaluate_component(
-        config=evaluate,
-        base_model=base_uri,
-        sft=tuned.outputs["model_uri"],
-        pmp=preference.outputs["model_uri"],
-        reward_model=reward.outputs["model_uri"],
-        ppo=policy.outputs["model_uri"],
-        sft_data=rows["sft_uri"],
-        pmp_data=rows["pmp_uri"],
-        reward_model_data=rows["reward_model_uri"],
-        ppo_data=rows["ppo_uri"],
-        **common,
-    )
-    report.set_display_name("evaluation and report")
+        report = evaluate_component(
+            config=evaluate,
+            base_model=base_uri,
+            sft=tuned.outputs["model_uri"],
+            pmp=preference.outputs["model_uri"],
+            reward_model=reward.outputs["model_uri"],
+            ppo=policy.outputs["model_uri"],
+            sft_data=rows["sft_uri"],
+            pmp_data=rows["pmp_uri"],
+            reward_model_data=rows["reward_model_uri"],
+            ppo_data=rows["ppo_uri"],
+            **common,
+        )
+        report.set_display_name("evaluation and report")

@@ -9,8 +9,10 @@ import os
 import signal
 import sys
 import warnings
+from itertools import pairwise
 from typing import Any
 
+from components.core.config import STEPS
 from components.core.errors import KubealignError, UserError, exit_code_for, report
 from pipelines.parameters import sections
 from pipelines.runs import Run
@@ -75,6 +77,7 @@ def run_pipeline(run: Run, resume: bool) -> None:
         raise_on_error=True,
         enable_caching=False,  # steps know by their fingerprint whether they are done
     )
+    _stop_at_the_first_failure(alignment)
     alignment(
         root=run.root,
         run=run.id,
@@ -83,6 +86,17 @@ def run_pipeline(run: Run, resume: bool) -> None:
         resume=resume,
         **sections(settings.profile),
     )
+
+
+def _stop_at_the_first_failure(pipeline: Any) -> None:
+    """Let each step wait for the one before.
+
+    kfp.local runs one at a time anyway; but in an ExitHandler, after a failure or a stop, it would go on with the steps
+    that need nothing of the one that failed.
+    """
+    tasks = pipeline.pipeline_spec.components["comp-exit-handler-1"].dag.tasks
+    for before, after in pairwise(step.replace("_", "-") for step in STEPS):
+        tasks[after].dependent_tasks.append(before)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from typing import Any
 
 from components.core.config import STEPS
 from components.core.errors import Cancelled, KubealignError, UserError, report
-from components.launch.local import TERMINATION_LOG, environment_with_code, error_of
+from components.launch.last_words import error_of
+from components.launch.local import TERMINATION_LOG, environment_with_code
 from components.launch.processes import end_with_parent, kill_marked
 from pipelines.progress import StepView, views
 from pipelines.runs import Run, RunState

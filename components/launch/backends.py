@@ -12,11 +12,17 @@ NAMES = ("local", "pytorchjob", "trainjob", "auto")
 _BESIDE_THE_LAUNCHER = ("data_prep",)
 
 
-def backend_for(step: str, name: str = "") -> TrainingBackend:
-    """The backend of this name for a step; KUBEALIGN_BACKEND where none is given, else this machine."""
+def chosen(name: str = "") -> str:
+    """This name; KUBEALIGN_BACKEND where none is given, else local."""
     name = name or os.environ.get("KUBEALIGN_BACKEND", "local")
     if name not in NAMES:
         raise UserError(f"no backend {name!r}", fix=f"choose one of {', '.join(NAMES)}")
+    return name
+
+
+def backend_for(step: str, name: str = "") -> TrainingBackend:
+    """The chosen backend for a step."""
+    name = chosen(name)
     if name == "local" or step in _BESIDE_THE_LAUNCHER:
         return LocalBackend()
     try:

@@ -8,15 +8,22 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import components
 from components.core.config import Resources, step_config
-from components.core.errors import Cancelled, KubealignError, RetryableError, UserError
+from components.core.errors import Cancelled, KubealignError, UserError
 from components.core.spec import StepSpec
 from components.launch.backend import ENVIRONMENT, TRAINING_STEPS
+from components.launch.last_words import (
+    error_of,
+    is_consequence,
+    killing_signal,
+    read_last_words,
+    sentences,
+    signal_error,
+)
 from components.launch.processes import end_with_parent, kill_marked
 
 log = logging.getLogger(__name__)
@@ -153,33 +160,13 @@ class _Child:
                 self.stop()
 
 
-def read_last_words(path: Path) -> tuple[int, str] | None:
-    """The exit code and the message that the rank that failed first has left, or None."""
-    with contextlib.suppress(OSError, ValueError):
-        code, _, message = path.read_text(encoding="utf-8", errors="replace").strip().partition(" ")
-        return int(code), message
-    return None
-
-
-def error_of(code: int, message: str) -> KubealignError:
-    """The error that an exit code stands for."""
-    kinds: dict[int, type[KubealignError]] = {kind.exit_code: kind for kind in (RetryableError, Cancelled)}
-    return kinds.get(code, UserError)(message)
-
-
 def _failure(step: str, code: int, last_words: Path, tail: list[str]) -> KubealignError:
-    if (said := read_last_words(last_words)) is not None:
+    said = read_last_words(last_words)
+    number = killing_signal(tail) or (-code if code < 0 else None)
+    # A rank that was killed says nothing; then its peers have the last word, and it is about what followed.
+    if number is not None and (said is None or is_consequence(error_of(*said))):
+        return signal_error(step, number)
+    if said is not None:
         return error_of(*said)
-    if code == -signal.SIGKILL or any("Signal 9" in line for line in tail):
-        fix = "lower its micro_batch_tokens or batch size, or give it more memory"
-        return UserError(f"{step}: a process was killed (signal 9), most likely for lack of memory", fix=fix)
-    spoken = list(_sentences(tail))
+    spoken = list(sentences(tail))
     return UserError(f"{step} failed with exit code {code}" + (f"; its last line: {spoken[-1]}" if spoken else ""))
-
-
-def _sentences(tail: list[str]) -> Iterator[str]:
-    """Lines that say something, without the frame that torchrun draws around its summary."""
-    for line in tail:
-        stripped = line.strip()
-        if any(letter.isalpha() for letter in stripped) and "torch.distributed" not in line and "elastic" not in line:
-            yield stripped[:300]

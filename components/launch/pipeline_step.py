@@ -5,13 +5,13 @@ import math
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from components.core import store
 from components.core.errors import KubealignError, report
 from components.core.logs import log_to_stderr
 from components.core.spec import StepResult
-from components.launch.backends import backend_for
+from components.launch.backends import backend_for, chosen
 from components.launch.run import run_step
 
 # Components run in this image; the steps that train, in images of their own, as jobs that it starts.
@@ -35,11 +35,19 @@ def run_component(
             step, run=run, seed=seed, config=config, inputs=inputs, root=root, resume=resume, backend=backend_for(step)
         )
     except KubealignError as error:
-        print(f"error: {step}: {report(error)}", file=sys.stderr, flush=True)
-        with contextlib.suppress(OSError):  # the pod's last words; on a laptop there is no such file
-            if Path("/dev/termination-log").exists():
-                Path("/dev/termination-log").write_text(f"{error.exit_code} {report(error)}\n", encoding="utf-8")
-        sys.exit(error.exit_code)
+        _fail(step, error)
+
+
+def clean_up_run(root: str, run: str) -> None:
+    """Delete what still runs of a run that is over. On this machine nothing does (`processes.py`)."""
+    log_to_stderr()
+    try:
+        if chosen() != "local":
+            from components.launch.cluster.janitor import clean_run  # needs the package kubernetes
+
+            clean_run(run, store.join(root, "runs", run))
+    except KubealignError as error:
+        _fail("clean_up", error)
 
 
 def describe(artifact: Any, result: StepResult, name: str) -> str:
@@ -74,6 +82,14 @@ def copy_report(result: StepResult, target: str) -> None:
         shutil.copyfile(path, target)
     else:
         Path(target).write_bytes(store.read_bytes(uri))
+
+
+def _fail(task: str, error: KubealignError) -> NoReturn:
+    print(f"error: {task}: {report(error)}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the pod's last words; on a laptop there is no such file
+        if Path("/dev/termination-log").exists():
+            Path("/dev/termination-log").write_text(f"{error.exit_code} {report(error)}\n", encoding="utf-8")
+    sys.exit(error.exit_code)
 
 
 def _numbers(values: dict[str, Any], prefix: str = "") -> dict[str, float]:

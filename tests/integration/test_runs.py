@@ -75,10 +75,13 @@ def test_failing_step_is_named_with_its_reason_and_the_rest_does_not_run(fresh: 
     assert "base_model: failed" in out
     assert "data_prep" not in out
     assert not (only_run(fresh) / "data_prep").exists()
-    fresh.behave(base_model="retryable")
+    # A step that needs nothing of the one that failed does not run either; the last task always does.
+    fresh.behave(sft="retryable")
     code, _, err = fresh.run("run", "-p", str(fresh.profile))
     assert code == 75
-    assert "the store cannot be reached; try again" in err
+    assert err == f"error: sft: the store cannot be reached; try again; log: {log}\n"
+    assert not (only_run(fresh) / "pmp").exists()
+    assert len(list((only_run(fresh) / "kfp").glob("*/clean-up/executor_output.json"))) == 2
 
 
 def test_ctrl_c_stops_the_step_in_good_order_and_says_how_to_resume(fresh: House) -> None:

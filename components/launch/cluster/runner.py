@@ -70,7 +70,7 @@ class ClusterBackend:
         _patiently(lambda: permissions.check(self.api, permissions.needed(self.kind.group, self.kind.plural)))
         earlier = _patiently(lambda: self._earlier(spec))
         for found in earlier:
-            if not self._is_over(found):
+            if not self.is_over(found):
                 self._check_same(found, spec)
                 return True
         _patiently(lambda: self._create(self._job(spec, self._next_attempt(earlier)), {"dryRun": "All"}))
@@ -110,11 +110,7 @@ class ClusterBackend:
         if not numbers:
             return 0
         last = max(numbers)
-        return last + self._is_over(numbers[last])
-
-    def _is_over(self, found: Manifest) -> bool:
-        """Ended, or being deleted."""
-        return self.kind.state(found).ended or "deletionTimestamp" in found["metadata"]
+        return last + self.is_over(numbers[last])
 
     def _check_same(self, found: Manifest, spec: StepSpec) -> None:
         name = found["metadata"]["name"]
@@ -175,6 +171,10 @@ class ClusterBackend:
         """Every job that a launcher of ours has made."""
         (key, value), *_ = jobs.MANAGED_BY.items()
         return self.api.call("list", self._jobs, {"labelSelector": f"{key}={value}"})["items"]
+
+    def is_over(self, found: Manifest) -> bool:
+        """Ended, or being deleted."""
+        return self.kind.state(found).ended or "deletionTimestamp" in found["metadata"]
 
     def delete(self, name: str, api: Api | None = None, seconds: float = 10.0) -> None:
         """Delete the job and, in the background, its pods. No error where it is gone."""

@@ -45,8 +45,19 @@ def test_every_parameter_has_a_description_and_a_default_where_the_profile_has_o
     assert {name for name, parameter in parameters.items() if "defaultValue" not in parameter} == {"root", "run"}
 
 
+def test_last_task_cleans_up_after_all_steps_whatever_became_of_them(spec: dict[str, Any]) -> None:
+    tasks = spec["root"]["dag"]["tasks"]
+    assert set(tasks) == {"exit-handler-1", "clean-up"}
+    last = tasks["clean-up"]
+    assert last["dependentTasks"] == ["exit-handler-1"]
+    assert last["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}
+    assert last["taskInfo"]["name"] == "clean up"
+    assert "enableCache" not in last["cachingOptions"]
+
+
 def test_pmp_runs_beside_sft_and_ppo_waits_for_both(spec: dict[str, Any]) -> None:
-    after = {name: set(task.get("dependentTasks", ())) for name, task in spec["root"]["dag"]["tasks"].items()}
+    tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    after = {name: set(task.get("dependentTasks", ())) for name, task in tasks.items()}
     assert after == {
         "base-model": set(),
         "data-prep": {"base-model"},
