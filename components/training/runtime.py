@@ -98,6 +98,9 @@ def running(step: Step, precision: str = "fp32") -> Iterator[Runtime]:
     except torch.OutOfMemoryError as error:
         raise UserError("GPU out of memory outside a training pass; lower micro_batch_tokens") from error
     except RuntimeError as error:
+        if _of_shared_memory(error):
+            what = f"/dev/shm is too small ({_first_line(error)})"
+            raise UserError(what, fix="raise resources.shared_memory") from error
         if world > 1 and _of_a_peer(error):
             raise _explained(rank, world, patience, error) from error
         raise
@@ -114,10 +117,21 @@ def _of_a_peer(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or (("gloo" in said or "nccl" in said) and any(s in said for s in signs))
 
 
+def _of_shared_memory(error: RuntimeError) -> bool:
+    """NCCL and torch name the file or the segment that did not fit."""
+    said = str(error).lower()
+    full = "no space left on device" in said or "cannot allocate memory" in said
+    return full and ("/dev/shm" in said or "shared memory" in said)
+
+
+def _first_line(error: RuntimeError) -> str:
+    return str(error).splitlines()[0][:200]
+
+
 def _explained(rank: int, world: int, patience: int, error: RuntimeError) -> RetryableError:
     """Whose fault it is: each rank that has noticed says so in the rendezvous store, and who is silent is stuck."""
     silent: list[int] = []
-    last = str(error).splitlines()[0][:200]
+    last = _first_line(error)
     with contextlib.suppress(Exception):  # the store may be gone too
         notes = dist.distributed_c10d._get_default_store()
         notes.set(f"kubealign/lost/{rank}", "1")

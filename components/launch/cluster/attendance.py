@@ -9,8 +9,9 @@ from components.core.errors import KubealignError, RetryableError, UserError
 from components.launch.cluster import reasons
 from components.launch.cluster.api import Missing
 from components.launch.cluster.job import Job
-from components.launch.cluster.logs import LogStream
+from components.launch.cluster.logs import LogStream, last_lines
 from components.launch.cluster.state import JobState, true_conditions
+from components.launch.last_words import is_consequence
 
 if TYPE_CHECKING:
     from components.launch.cluster.runner import ClusterBackend
@@ -31,6 +32,7 @@ class Attendance:
         self._news = threading.Event()
         self._lock = threading.Lock()
         self._pods: dict[str, dict[str, Any]] = {}  # by uid, as last seen: a deleted pod says most about a failure
+        self._taken_back: set[str] = set()  # uids of the pods that a queue has taken away again
         self._events: dict[str, dict[str, Any]] = {}
         self._log = LogStream(backend.api, backend.kind.container_name)
         self._clock = _Clock()
@@ -63,25 +65,43 @@ class Attendance:
     def _keep(self, known: dict[str, dict[str, Any]], objects: list[dict[str, Any]]) -> None:
         with self._lock:
             known.update({item["metadata"]["uid"]: item for item in objects})
+            for uid in self._taken_back:
+                known.pop(uid, None)
 
     def _ended(self) -> bool:
         found = self._read()
         if found is None:
             return False
         state = self._backend.kind.state(found)
+        if state is JobState.QUEUED:
+            self._forget_pods()
         pods = self._known(self._pods)
         for pod in filter(self._backend.kind.is_rank_zero, pods):
             if pod.get("status", {}).get("phase") not in (None, "Pending"):
-                self._log.attach(pod["metadata"]["name"])
+                self._log.attach(pod["metadata"]["name"], pod["metadata"]["uid"])
         if state is JobState.SUCCEEDED:
             return True
         if state is JobState.FAILED:
-            self._ask_for_pods()
-            raise reasons.failure(
-                self._known(self._pods), self._job.spec.step, true_conditions(found).get("Failed", "")
-            )
+            raise self._failure(true_conditions(found).get("Failed", ""))
         self._limits(state, pods)
         return False
+
+    def _forget_pods(self) -> None:
+        """A queue has suspended the job: its pods are deleted, which is no failure, and others will come."""
+        with self._lock:
+            self._taken_back |= self._pods.keys()
+            self._pods.clear()
+
+    def _failure(self, said: str) -> KubealignError:
+        """What the job died of."""
+        self._ask_for_pods()
+        pods, step = self._known(self._pods), self._job.spec.step
+        error = reasons.failure(pods, step, said)
+        if not is_consequence(error):
+            return error
+        names = [pod["metadata"]["name"] for pod in pods]
+        logs = {name: last_lines(self._backend.api, name, self._backend.kind.container_name) for name in names}
+        return reasons.unsaid(pods, step, logs) or error
 
     def _read(self) -> dict[str, Any] | None:
         """The job, or None while the API server cannot be asked: the job does not need it."""

@@ -115,9 +115,13 @@ def pod_spec(job: Job, container_name: str) -> Manifest:
         "imagePullSecrets": [{"name": name} for name in wanted.image_pull_secrets],
     }
     if wanted.running_timeout_seconds:
-        # The launcher enforces it; this holds where there is no launcher any more.
-        optional["activeDeadlineSeconds"] = wanted.running_timeout_seconds + 600
+        optional["activeDeadlineSeconds"] = backstop(wanted)
     return made | {name: value for name, value in optional.items() if value}
+
+
+def backstop(wanted: Resources) -> int:
+    """The launcher enforces running_timeout_seconds; this holds where there is no launcher any more."""
+    return wanted.running_timeout_seconds + 600
 
 
 def _container(job: Job, name: str) -> Manifest:

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 
-from components.core.errors import KubealignError
+from components.core.errors import KubealignError, UserError
 from components.launch.cluster.api import Api, Missing, Query
 
 log = logging.getLogger(__name__)
@@ -17,20 +17,21 @@ _OVERLAP_SECONDS = 10  # asked for again after a gap; what was seen is left out 
 
 
 class LogStream:
-    """Follows one container from its first line; `attach` names the pod once it runs."""
+    """Follows one container, from its first line; `attach` names the pod once it runs, and again when it is another."""
 
     def __init__(self, api: Api, container: str) -> None:
         self._api, self._container = api, container
+        self._pod = ("", "")  # name and uid, of the pod to follow
+        self._read_pod = self._pod  # whose log the next two are about
         self._last = ""  # time stamp of the last line, to the nanosecond
         self._last_at = math.nan
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
-        self._pod = ""
 
-    def attach(self, pod: str) -> None:
-        """Follow this pod's log, if not yet done."""
+    def attach(self, name: str, uid: str) -> None:
+        """Follow this pod's log: the first one's, and after a preemption that of the one in its place."""
+        self._pod = (name, uid)
         if self._thread is None:
-            self._pod = pod
             self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()
 
@@ -41,27 +42,44 @@ class LogStream:
             self._thread.join(_DRAIN_SECONDS)
 
     def _run(self) -> None:
+        gone = ("", "")
         while True:
-            last_round = self._ended.is_set()
+            last_round, pod = self._ended.is_set(), self._pod
             try:
-                self._read()
-            except Missing:
-                return
+                if pod != gone:
+                    self._read(pod)
+            except (Missing, UserError):  # deleted; or another of this name, that has not begun yet
+                gone = pod
             except (KubealignError, OSError, ValueError) as error:
-                log.info("log of %s: %s; attaching again", self._pod, error)
+                log.info("log of %s: %s; attaching again", pod[0], error)
             if last_round:
                 return
             self._ended.wait(_PAUSE_SECONDS)
 
-    def _read(self) -> None:
-        path = f"/api/v1/namespaces/{self._api.namespace}/pods/{self._pod}/log"
+    def _read(self, pod: tuple[str, str]) -> None:
+        if pod != self._read_pod:
+            self._read_pod, self._last, self._last_at = pod, "", math.nan
         query: Query = {"container": self._container, "follow": not self._ended.is_set(), "timestamps": True}
         if not math.isnan(self._last_at):
             query["sinceSeconds"] = math.ceil(time.monotonic() - self._last_at) + _OVERLAP_SECONDS
-        for line in self._api.lines("get", path, query):
+        for line in self._api.lines("get", log_path(self._api, pod[0]), query):
             stamp, _, text = line.decode(errors="replace").partition(" ")
             if stamp <= self._last:
                 continue
             self._last, self._last_at = stamp, time.monotonic()
             sys.stdout.write(text + "\n")
             sys.stdout.flush()
+
+
+def last_lines(api: Api, pod: str, container: str, count: int = 100) -> list[str]:
+    """The end of a container's log; empty where it cannot be read."""
+    query: Query = {"container": container, "tailLines": count}
+    try:
+        return [line.decode(errors="replace") for line in api.lines("get", log_path(api, pod), query, _DRAIN_SECONDS)]
+    except (Missing, KubealignError) as error:
+        log.info("log of %s: %s", pod, error)
+        return []
+
+
+def log_path(api: Api, pod: str) -> str:
+    return f"/api/v1/namespaces/{api.namespace}/pods/{pod}/log"

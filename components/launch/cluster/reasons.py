@@ -1,13 +1,13 @@
 """Why a job's pods wait, or which of them failed first and of what. Pure functions of what the API server says."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from components.core.errors import LOST_PEER, Cancelled, KubealignError, RetryableError, UserError
+from components.core.errors import Cancelled, KubealignError, RetryableError, UserError
 from components.launch.cluster.state import true_conditions
-from components.launch.local import error_of
+from components.launch.last_words import error_of, is_consequence, killing_signal, sentences, signal_error
 
 Pod = dict[str, Any]
 
@@ -20,6 +20,9 @@ _FROM_OUTSIDE = (
     "Evicted", "NodeAffinity", "NodeLost", "NodeShutdown", "OutOfcpu", "OutOfmemory", "Preempted", "Preempting",
     "Shutdown", "Terminated", "TerminationByKubelet", "UnexpectedAdmissionError",
 )  # fmt: skip
+# The kubelet evicts a pod that has filled its own volume; the volume's name -> the option that limits it.
+_FULL_VOLUME = re.compile(r'Usage of EmptyDir volume "([^"]+)" exceeds the limit')
+_VOLUME_OPTIONS = {"scratch": "disk", "shared-memory": "shared_memory"}
 _SIGNALS = {137: "SIGKILL", 139: "SIGSEGV", 134: "SIGABRT", 135: "SIGBUS", 143: "SIGTERM"}
 
 
@@ -75,6 +78,18 @@ def failure(pods: Sequence[Pod], step: str, said: str) -> KubealignError:
     return min(found, key=lambda end: end[0])[1]
 
 
+def unsaid(pods: Sequence[Pod], step: str, logs: Mapping[str, Sequence[str]]) -> KubealignError | None:
+    """The signal that a process of a pod has died of, by the pods' logs (name -> its last lines).
+
+    Who is killed leaves no last words, so its peers in the same pod have them, and they tell of a consequence.
+    """
+    for pod in pods:
+        number = killing_signal(logs.get(pod["metadata"]["name"], ()))
+        if number is not None:
+            return signal_error(f"{step}: {pod['metadata']['name']}", number)
+    return None
+
+
 _Order = tuple[str, int, str]
 _OWN, _OUTSIDE, _CONSEQUENCE = range(3)
 
@@ -86,6 +101,11 @@ def _end(pod: Pod, step: str) -> tuple[_Order, KubealignError] | None:
     for end in ended:
         if end["exitCode"] != 0 and end.get("reason") == "OOMKilled":
             return (end.get("finishedAt") or "", _OWN, name), terminated(step, name, end)
+    if full := _FULL_VOLUME.search(status.get("message") or ""):
+        when = min((end.get("finishedAt") or "" for end in ended), default="")
+        option = _VOLUME_OPTIONS.get(full[1], "disk")
+        what = f"{step}: {name}: {' '.join(status['message'].split())}".rstrip(". ")
+        return (when, _OWN, name), UserError(what, fix=f"raise resources.{option}")
     disrupted = true_conditions(pod)
     if status.get("reason") in _FROM_OUTSIDE or "DisruptionTarget" in disrupted:
         when = min((end.get("finishedAt") or "" for end in ended), default="")
@@ -97,7 +117,7 @@ def _end(pod: Pod, step: str) -> tuple[_Order, KubealignError] | None:
     for end in ended:
         if end["exitCode"] != 0:
             error = terminated(step, name, end)
-            kind = _CONSEQUENCE if isinstance(error, Cancelled) or LOST_PEER in str(error) else _OWN
+            kind = _CONSEQUENCE if is_consequence(error) else _OWN
             return (end.get("finishedAt") or "", kind, name), error
     return None
 
@@ -125,11 +145,14 @@ def terminated(step: str, name: str, ended: dict[str, Any]) -> KubealignError:
     lines = [line for line in message.splitlines() if line.strip()]
     if (said := re.match(r"(\d+) (.+)", lines[-1]) if lines else None) and said[1] in ("1", "75", "143"):
         return error_of(int(said[1]), said[2])
-    last = f": {' '.join(lines[-1].split())[:500]}" if lines else ""
+    spoken = list(sentences(lines))
+    last = f": {' '.join(spoken[-1].split())}" if spoken else ""
     if "No module named 'components'" in message or 'No module named "components"' in message or code == 127:
         return UserError(
             f"{step}: {name} runs an image without our code{last}", fix="set resources.image to one of ours"
         )
+    if (number := killing_signal(lines)) is not None:
+        return signal_error(f"{step}: {name}", number)
     signal = f" ({_SIGNALS[code]})" if code in _SIGNALS else ""
     text = f"{step}: {name} ended with exit code {code}{signal}{last}"
     if code == 143:

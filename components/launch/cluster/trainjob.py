@@ -3,13 +3,25 @@
 from typing import Any
 
 from components.core.errors import UserError
-from components.launch.cluster.job import MANAGED_BY, Job, Manifest, environment, pod_metadata, pod_spec, quantities
+from components.launch.cluster.job import (
+    MANAGED_BY,
+    Job,
+    Manifest,
+    backstop,
+    environment,
+    pod_metadata,
+    pod_spec,
+    quantities,
+)
 from components.launch.cluster.state import JobState, true_conditions
 
 # What a TrainJob cannot say of its pods: the TrainingRuntime says it for all of them.
 _IN_THE_RUNTIME = (
-    "disk", "env_from_config_maps", "env_from_secrets", "image_pull_policy", "priority_class", "shared_memory",
-)  # fmt: skip
+    "env_from_config_maps",
+    "env_from_secrets",
+    "image_pull_policy",
+    "priority_class",
+)
 
 
 class TrainJob:
@@ -43,21 +55,24 @@ class TrainJob:
         }
         if asked := quantities(wanted):
             trainer["resourcesPerNode"] = asked
+        spec: Manifest = {
+            "runtimeRef": {"apiGroup": self.group, "kind": "TrainingRuntime", "name": self.runtime},
+            "trainer": trainer,
+            "runtimePatches": [self._patch(job)],
+        }
+        if wanted.running_timeout_seconds:
+            spec["activeDeadlineSeconds"] = backstop(wanted)
         return {
             "apiVersion": f"{self.group}/{self.version}",
             "kind": self.kind,
             "metadata": job.metadata(),
-            "spec": {
-                "runtimeRef": {"apiGroup": self.group, "kind": "TrainingRuntime", "name": self.runtime},
-                "trainer": trainer,
-                "runtimePatches": [self._patch(job)],
-            },
+            "spec": spec,
         }
 
     def _patch(self, job: Job) -> Manifest:
         """Our pod, as far as a patch may say it."""
         whole = pod_spec(job, self.container_name)
-        allowed = ("affinity", "imagePullSecrets", "nodeSelector", "serviceAccountName", "tolerations")
+        allowed = ("affinity", "imagePullSecrets", "nodeSelector", "serviceAccountName", "tolerations", "volumes")
         pod = {"metadata": pod_metadata(job), "spec": {name: whole[name] for name in allowed if name in whole}}
         jobs = [{"name": self.container_name, "template": {"spec": {"template": pod}}}]
         return {

@@ -28,6 +28,7 @@ class Watch:
 
     def __init__(self, api: Api, path: str, query: Query, told: Told) -> None:
         self._api, self._path, self._query, self._told = api, path, query, told
+        self._plural = path.rpartition("/")[2]
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -45,7 +46,7 @@ class Watch:
             try:
                 self._list_and_watch()
             except Expired:
-                log.debug("watch of %s: what it had seen last is no longer known; listing again", self._path)
+                log.info("the API server no longer knows what %s were when last seen; listing again", self._plural)
             except RetryableError as error:
                 log.warning("%s; the job goes on, trying again", error)
             except Exception:  # the polling beside us says what is wrong, and this thread must not die of it

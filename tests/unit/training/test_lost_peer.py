@@ -31,6 +31,23 @@ def test_messages_of_a_lost_peer(said: str, lost: bool) -> None:
     assert runtime._of_a_peer(RuntimeError(said)) is lost
 
 
+NCCL = "NCCL error in: ProcessGroupNCCL.cpp:3, unhandled system error. Last error:\nError while creating shared memory \
+segment /dev/shm/nccl-2yWdUF (size 9637888), error: No space left on device (28)"
+
+
+@pytest.mark.parametrize(
+    ("said", "full"),
+    [
+        (NCCL, True),
+        ("unable to allocate shared memory(shm) for file </torch_1_2>: Cannot allocate memory (12)", True),
+        (GLOO, False),
+        ("No space left on device: /work/checkpoint", False),
+    ],
+)
+def test_full_shared_memory_is_no_lost_peer(said: str, full: bool) -> None:
+    assert runtime._of_shared_memory(RuntimeError(said)) is full
+
+
 def rank(number: int, port: int, folder: Path) -> None:
     """Two ranks of sft with a patience of a second; rank 1 stops for good, as a hanging driver would."""
     runtime._NOTICE_SECONDS = 0.5

@@ -85,6 +85,47 @@ def test_segmentation_fault_is_named_with_its_last_line() -> None:
     assert "exit code 139 (SIGSEGV): about to crash" in text
 
 
+TORCHRUN = """
+[0]:
+  exitcode  : -15 (pid: 20)
+  traceback : Signal 15 (SIGTERM) received by PID 20
+[1]:
+  exitcode  : {0} (pid: 21)
+  traceback : Signal {0} ({1}) received by PID 21
+============================================================
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "option"), [(7, "SIGBUS", "resources.shared_memory"), (9, "SIGKILL", "resources.memory")]
+)
+def test_signal_that_a_rank_died_of_names_the_option(number: int, name: str, option: str) -> None:
+    """The pod's own process is torchrun, which ends with exit code 1 and a frame around its last words."""
+    log = TORCHRUN.format(number, name)
+    error = failure(pod("m", ended=end(1, 1, log)))
+    assert isinstance(error, UserError)
+    assert "m: a process" in str(error) and f"signal {number}" in str(error) and option in str(error)
+
+
+def test_killed_rank_is_found_in_the_log_where_its_peer_had_the_last_word() -> None:
+    pods = [pod("m", ended=end(75, 1, f"75 {LOST_PEER} (gloo)")), pod("w", ended=end(75, 1, f"75 {LOST_PEER} (gloo)"))]
+    error = reasons.unsaid(pods, "sft", {"m": [], "w": TORCHRUN.format(7, "SIGBUS").splitlines()})
+    assert str(error).startswith("sft: w: a process died of signal 7")
+    assert reasons.unsaid(pods, "sft", {"m": ["all is well"]}) is None
+
+
+@pytest.mark.parametrize(
+    ("volume", "option"), [("scratch", "resources.disk"), ("shared-memory", "resources.shared_memory")]
+)
+def test_pod_that_has_filled_its_own_volume_is_not_tried_again(volume: str, option: str) -> None:
+    """The kubelet calls it an eviction, and the API server a disruption, as if the node were to blame."""
+    disrupted = {"type": "DisruptionTarget", "status": "True", "message": "Usage of EmptyDir"}
+    said = f'Usage of EmptyDir volume "{volume}" exceeds the limit "10Mi". '
+    error = failure(pod("m", ended=end(137, 1), reason="Evicted", message=said, conditions=[disrupted]))
+    assert isinstance(error, UserError)
+    assert str(error) == f'sft: m: Usage of EmptyDir volume "{volume}" exceeds the limit "10Mi"; raise {option}'
+
+
 def waiting(reason: str, message: str = "") -> dict[str, Any]:
     return {"containerStatuses": [{"state": {"waiting": {"reason": reason, "message": message}}}]}
 
