@@ -89,10 +89,10 @@ def running(step: Step, precision: str = "fp32") -> Iterator[Runtime]:
         step.fetch_inputs()
     joins = world > 1 and not dist.is_initialized()
     patience = step.config.resources.collective_timeout_seconds
-    if joins:
-        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(seconds=patience))
     runtime = Runtime(rank, world, device, precision)
     try:
+        if joins:
+            dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(seconds=patience))
         runtime.barrier()
         yield runtime
     except torch.OutOfMemoryError as error:
@@ -106,8 +106,14 @@ def running(step: Step, precision: str = "fp32") -> Iterator[Runtime]:
         raise
     finally:
         # A group left open aborts the other ranks when this one exits first.
-        if joins:
+        if joins and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def limit_waiting(seconds: int) -> None:
+    """Of every process group that there is now: a library's own wait for half an hour, whatever the first one does."""
+    for group in list(dist.distributed_c10d._world.pg_map):
+        dist.set_timeout(timedelta(seconds=seconds), group)
 
 
 def _of_a_peer(error: RuntimeError) -> bool:

@@ -17,6 +17,7 @@ from torch import nn
 
 from components.core.errors import UserError
 from components.training.engine import _MOMENTS, Engine, make_optimiser
+from components.training.runtime import limit_waiting
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -61,6 +62,7 @@ class ZeroEngine(Engine):
             config=self._settings(),
             dist_init_required=False,
         )
+        limit_waiting(self.config.resources.collective_timeout_seconds)
         self._stepped = False
 
     def _settings(self) -> dict[str, Any]:

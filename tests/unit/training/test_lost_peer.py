@@ -48,7 +48,7 @@ def test_full_shared_memory_is_no_lost_peer(said: str, full: bool) -> None:
     assert runtime._of_shared_memory(RuntimeError(said)) is full
 
 
-def rank(number: int, port: int, folder: Path) -> None:
+def rank(number: int, port: int, folder: Path, own_group: bool = False) -> None:
     """Two ranks of sft with a patience of a second; rank 1 stops for good, as a hanging driver would."""
     runtime._NOTICE_SECONDS = 0.5
     os.environ |= {"RANK": str(number), "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
@@ -58,19 +58,23 @@ def rank(number: int, port: int, folder: Path) -> None:
     spec = make_spec("sft", run="r", seed=0, config=config, inputs={}, output=str(folder))
     try:
         with runtime.running(Step(spec)) as joined:
+            group = torch.distributed.new_group() if own_group else None
+            runtime.limit_waiting(2)
             if number == 1:
                 os.kill(os.getpid(), signal.SIGSTOP)
+            if own_group:
+                torch.distributed.all_reduce(torch.ones(1), group=group)
             joined.sum(torch.ones(1))
     except RetryableError as error:
         (folder / f"said-{number}").write_text(str(error))
 
 
-def run_ranks(folder: Path, by: signal.Signals) -> str:
+def run_ranks(folder: Path, by: signal.Signals, own_group: bool = False) -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     fork = multiprocessing.get_context("fork")
-    ranks = [fork.Process(target=rank, args=(number, port, folder)) for number in range(2)]
+    ranks = [fork.Process(target=rank, args=(number, port, folder, own_group)) for number in range(2)]
     for process in ranks:
         process.start()
     try:
@@ -87,8 +91,9 @@ def run_ranks(folder: Path, by: signal.Signals) -> str:
     return (folder / "said-0").read_text()
 
 
-def test_rank_that_hangs_is_named(tmp_path: Path) -> None:
-    assert "rank 1 of 2 did not answer for 2 s" in run_ranks(tmp_path, signal.SIGSTOP)
+@pytest.mark.parametrize("own_group", [False, True], ids=["first group", "DeepSpeed's group"])
+def test_rank_that_hangs_is_named(tmp_path: Path, own_group: bool) -> None:
+    assert "rank 1 of 2 did not answer for 2 s" in run_ranks(tmp_path, signal.SIGSTOP, own_group)
 
 
 def test_rank_that_dies_is_a_lost_connection(tmp_path: Path) -> None:
