@@ -19,6 +19,7 @@ def compile_pipeline(profile: Profile, path: Path, image_prefix: str = "") -> No
     """Write the IR to `path`. `image_prefix` stands before every image name: a registry and its folder."""
     spec, *platform = yaml.safe_load_all(_compiled())
     _set_defaults(spec, profile)
+    _set_retries(spec)
     if image_prefix:
         _set_images(spec, image_prefix)
     try:
@@ -50,6 +51,18 @@ def _set_defaults(spec: dict[str, Any], profile: Profile) -> None:
     defaults |= sections(profile)
     for name, value in defaults.items():
         parameters[name] |= {"defaultValue": value, "isOptional": True}
+
+
+def _set_retries(spec: dict[str, Any]) -> None:
+    """The backend starts a step again whose pod was deleted (a drained node); the next launcher adopts the job.
+
+    It does not retry a step that ended by itself: what is worth another attempt, the launcher has tried. Not said in
+    the pipeline itself, since kfp.local would retry every failure.
+    """
+    for task in spec["components"]["comp-exit-handler-1"]["dag"]["tasks"].values():
+        task["retryPolicy"] = {
+            "maxRetryCount": 2, "backoffDuration": "10s", "backoffFactor": 2.0, "backoffMaxDuration": "300s",
+        }  # fmt: skip
 
 
 def _set_images(spec: dict[str, Any], prefix: str) -> None:

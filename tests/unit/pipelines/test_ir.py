@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from google.protobuf import json_format
 
 from components.core.config import STEP_CONFIGS, STEPS, Profile, step_config
 from pipelines.ir import compile_pipeline
@@ -53,6 +54,23 @@ def test_last_task_cleans_up_after_all_steps_whatever_became_of_them(spec: dict[
     assert last["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}
     assert last["taskInfo"]["name"] == "clean up"
     assert "enableCache" not in last["cachingOptions"]
+
+
+def test_step_whose_pod_is_deleted_is_started_again_by_the_backend(spec: dict[str, Any]) -> None:
+    """As the SDK's own set_retry writes it, so that a backend understands it."""
+    from kfp import dsl
+
+    @dsl.component(base_image="python")
+    def one() -> None: ...
+
+    @dsl.pipeline
+    def retried() -> None:
+        one().set_retry(2, backoff_duration="10s", backoff_factor=2.0, backoff_max_duration="300s")
+
+    spelled = retried.pipeline_spec.root.dag.tasks["one"].retry_policy
+    for task in spec["components"]["comp-exit-handler-1"]["dag"]["tasks"].values():
+        assert json_format.ParseDict(task["retryPolicy"], type(spelled)()) == spelled
+    assert "retryPolicy" not in spec["root"]["dag"]["tasks"]["clean-up"]
 
 
 def test_pmp_runs_beside_sft_and_ppo_waits_for_both(spec: dict[str, Any]) -> None:
