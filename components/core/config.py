@@ -38,6 +38,7 @@ class Config(BaseModel):
         return {name: None if value == "null" and name in nullable else value for name, value in values.items()}
 
 
+_RESOURCE_NAME = r"^([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
 _QUANTITY = r"^$|^[0-9]+(\.[0-9]+)?([EPTGMk]i?|Ki|m)?$"
 
 
@@ -50,7 +51,9 @@ class Resources(Config):
         1, "pods, each on a node of its own where it takes all of one's GPUs", source="D", ge=1, le=1000
     )
     gpus: int = option(0, "GPUs of each node", source="D", ge=0, le=64)
-    gpu_resource: str = option("nvidia.com/gpu", "name under which nodes offer their GPUs", source="D", min_length=1)
+    gpu_resource: str = option(
+        "nvidia.com/gpu", "name under which nodes offer their GPUs", source="D", pattern=_RESOURCE_NAME
+    )
     cpu: str = option(
         "", "CPU cores to reserve on each node, as Kubernetes writes them (500m, 8)", source="D", pattern=_QUANTITY
     )

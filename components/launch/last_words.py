@@ -39,15 +39,19 @@ def is_consequence(error: KubealignError) -> bool:
     return isinstance(error, Cancelled) or LOST_PEER in str(error)
 
 
-def signal_error(where: str, number: int) -> UserError:
+def signal_error(where: str, number: int) -> KubealignError:
     """A process that ended by this signal, which nobody had sent to stop it."""
+    if number == 6:  # NCCL's watchdog ends its process like this, and says so in the log alone
+        return RetryableError(f"{where}: a process aborted (signal 6), as it does when it has {LOST_PEER}")
     what, fix = _SIGNS.get(number, (f"died of signal {number}", "see its log"))
     return UserError(f"{where}: a process {what}", fix=fix)
 
 
 def killing_signal(lines: Iterable[str]) -> int | None:
-    """The signal that torchrun says one of its processes has died of first. SIGTERM is its own, to the others."""
-    found = (re.search(r"Signal (\d+) \(SIG\w+\) received by PID", line) for line in lines)
+    """The signal that torchrun says is the root cause; those that it lists before are its own, to the other ranks."""
+    said = list(lines)
+    cause = next((number for number, line in enumerate(said) if "Root Cause" in line), len(said))
+    found = (re.search(r"Signal (\d+) \(SIG\w+\) received by PID", line) for line in said[cause:])
     return next((int(match[1]) for match in found if match and match[1] != "15"), None)
 
 

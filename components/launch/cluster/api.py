@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import urllib3
+import yaml
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config import ConfigException
@@ -106,7 +107,7 @@ def _connect() -> tuple[Any, str]:
             config.load_kube_config(client_configuration=settings)
             _, current = config.list_kube_config_contexts()
             namespace = current["context"].get("namespace", "default")
-    except (ConfigException, OSError) as error:
+    except (ConfigException, yaml.YAMLError, OSError) as error:
         raise UserError(
             f"no Kubernetes cluster: {str(error).splitlines()[0]}", fix="set KUBECONFIG, or use --backend local"
         ) from error
@@ -123,6 +124,8 @@ def explained(error: ApiException, verb: str, path: str) -> Exception:
         return Exists(message)
     if error.status == 410:
         return Expired(message)
+    if error.status == 400 and plural == "pods/log":  # its container has not begun
+        return Missing(message)
     if error.status == 404:
         return _not_found(message, verb, plural, group, namespace)
     if error.status == 403 and "is forbidden: User" in message:

@@ -3,9 +3,10 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from components.core.errors import KubealignError, RetryableError, UserError
+from components.core.errors import Cancelled, KubealignError, RetryableError, UserError
 from components.launch.cluster import reasons
 from components.launch.cluster.api import Missing
 from components.launch.cluster.job import Job
@@ -21,21 +22,27 @@ log = logging.getLogger(__name__)
 _POLL_SECONDS = 5.0  # where a watch is silent or dead, the job is read this often
 _EXPLAIN_SECONDS = 10.0  # what a job waits for is said within 30 s
 _UNSEEN_SECONDS = 60.0
+_REFUSED_SECONDS = 120.0
+_LONGER = "raise resources.running_timeout_seconds; the next start goes on from the last checkpoint"
 _HOPELESS_SECONDS = 20.0  # a kubelet that cannot read a secret just now says what one says where there is none
 
 
 class Attendance:
     """One job under watch. Decisions are taken from all that is known, by one thread; watches only bring news."""
 
-    def __init__(self, backend: "ClusterBackend", job: Job) -> None:
-        self._backend, self._job = backend, job
+    def __init__(self, backend: "ClusterBackend", job: Job, check: Callable[[], None]) -> None:
+        """`check` raises where the launcher has been told to stop."""
+        self._backend, self._job, self._check = backend, job, check
         self._news = threading.Event()
         self._lock = threading.Lock()
         self._pods: dict[str, dict[str, Any]] = {}  # by uid, as last seen: a deleted pod says most about a failure
-        self._taken_back: set[str] = set()  # uids of the pods that a queue has taken away again
+        self._deleted: set[str] = set()  # uids of pods that are gone
+        self._taken_back: set[str] = set()  # and of those that a queue has taken away again
         self._events: dict[str, dict[str, Any]] = {}
         self._log = LogStream(backend.api, backend.kind.container_name)
         self._clock = _Clock()
+        self._since = ""  # when the job was made: what is older is of another one of this name
+        self._refused_since = 0.0
         self._said = ""
         self._hopeless_since = 0.0
 
@@ -44,6 +51,7 @@ class Attendance:
         with self._backend.watches(self._job.name, self._job_changed, self._pod_changed, self._event_seen):
             try:
                 while not self._ended():
+                    self._check()
                     self._news.wait(_POLL_SECONDS)
                     self._news.clear()
             finally:
@@ -53,6 +61,8 @@ class Attendance:
         self._news.set()
 
     def _pod_changed(self, change: str, found: dict[str, Any]) -> None:
+        if change == "DELETED":
+            self._deleted.add(found["metadata"]["uid"])
         self._keep(self._pods, found["items"] if change == "LISTED" else [found])
         self._news.set()
 
@@ -87,16 +97,24 @@ class Attendance:
         return False
 
     def _forget_pods(self) -> None:
-        """A queue has suspended the job: its pods are deleted, which is no failure, and others will come."""
+        """A queue has suspended the job: its pods are deleted, which is no failure. Those of its next start may be
+        here before its status says that it is suspended no more."""
         with self._lock:
-            self._taken_back |= self._pods.keys()
-            self._pods.clear()
+            for uid, pod in list(self._pods.items()):
+                if uid in self._deleted or "deletionTimestamp" in pod["metadata"]:
+                    self._taken_back.add(uid)
+                    del self._pods[uid]
 
     def _failure(self, said: str) -> KubealignError:
         """What the job died of."""
         self._ask_for_pods()
         pods, step = self._known(self._pods), self._job.spec.step
         error = reasons.failure(pods, step, said)
+        limit = self._job.resources.running_timeout_seconds
+        if limit and "deadline" in said.lower():  # the job's own, where a launcher was away for long
+            return UserError(f"{step}: {self._job.name} ran for longer than {limit} s", fix=_LONGER)
+        if isinstance(error, Cancelled):  # by whom? Not by this launcher, which would not be here
+            error = RetryableError(f"{step}: {self._job.name} was told to stop from outside ({error})")
         if not is_consequence(error):
             return error
         names = [pod["metadata"]["name"] for pod in pods]
@@ -106,12 +124,22 @@ class Attendance:
     def _read(self) -> dict[str, Any] | None:
         """The job, or None while the API server cannot be asked: the job does not need it."""
         try:
-            return self._backend.read(self._job.name)
+            found = self._backend.read(self._job.name)
         except Missing:
             raise RetryableError(f"{self._job.spec.step}: {self._job.name} was deleted from outside") from None
         except RetryableError as error:
             log.debug("%s", error)
             return None
+        except UserError as error:
+            # An API server that has just started knows nobody's rights yet; the job must not be left for that.
+            self._refused_since = self._refused_since or time.monotonic()
+            if time.monotonic() - self._refused_since > _REFUSED_SECONDS:
+                raise
+            log.warning("%s; trying again", error)
+            return None
+        self._refused_since = 0.0
+        self._since = found["metadata"].get("creationTimestamp", "")
+        return found
 
     def _ask_for_pods(self) -> None:
         """The watch may be behind by a moment, and the last moment is what tells of the cause."""
@@ -122,7 +150,7 @@ class Attendance:
 
     def _known(self, objects: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         with self._lock:
-            return list(objects.values())
+            return [item for item in objects.values() if _last_time(item) >= self._since]
 
     def _limits(self, state: JobState, pods: list[dict[str, Any]]) -> None:
         """Say what the job waits for, and end it where it has waited or run for too long."""
@@ -133,12 +161,13 @@ class Attendance:
             phase = "running"
         else:
             phase = "pending"  # an operator says Running as soon as one pod runs
+        if phase == "running":
+            self._clock.adopt(phase, reasons.seconds_since_start(pods))
         waited = self._clock.enter(phase)
         if phase == "running":
             if wanted.running_timeout_seconds and self._clock.total(phase) > wanted.running_timeout_seconds:
                 what = f"{step}: {name} ran for longer than {wanted.running_timeout_seconds} s"
-                fix = "raise resources.running_timeout_seconds; the next start goes on from the last checkpoint"
-                self._give_up(UserError(what, fix=fix))
+                self._give_up(UserError(what, fix=_LONGER))
             return
         why = reasons.pending(pods, self._known(self._events))
         if not why and state is JobState.UNSEEN and waited > _UNSEEN_SECONDS:
@@ -147,7 +176,8 @@ class Attendance:
             log.warning("%s is %s: %s", name, phase, why)
             self._said = why
         if phase == "pending":
-            hopeless = reasons.hopeless(pods, self._known(self._events))
+            refused = self._known(self._events) if len(pods) < self._job.nodes else []  # else they came after all
+            hopeless = reasons.hopeless(pods, refused)
             self._hopeless_since = (self._hopeless_since or time.monotonic()) if hopeless else 0.0
             if hopeless and time.monotonic() - self._hopeless_since > _HOPELESS_SECONDS:
                 self._give_up(UserError(f"{step}: {hopeless}", fix=f"mend {step}.resources"))
@@ -156,8 +186,17 @@ class Attendance:
                 self._give_up(UserError(f"{what}: {why or 'nobody says why'}"))
 
     def _give_up(self, error: KubealignError) -> None:
-        self._backend.delete(self._job.name)
+        try:
+            self._backend.end(self._job.name)
+        except KubealignError as failed:
+            log.warning("%s may still run: %s", self._job.name, failed)
         raise error
+
+
+def _last_time(item: dict[str, Any]) -> str:
+    """When an event was last seen, or a pod was made."""
+    stamp: str = item.get("lastTimestamp") or item.get("eventTime") or item["metadata"].get("creationTimestamp") or "~"
+    return stamp
 
 
 class _Clock:
@@ -175,6 +214,11 @@ class _Clock:
                 self._before[self._phase] = self._before.get(self._phase, 0.0) + now - self._since
             self._phase, self._since = phase, now
         return now - self._since
+
+    def adopt(self, phase: str, seconds: float) -> None:
+        """What the first entry into a phase has behind it already, for a launcher that finds a job which runs."""
+        if phase != self._phase and phase not in self._before:
+            self._before[phase] = seconds
 
     def total(self, phase: str) -> float:
         running = time.monotonic() - self._since if phase == self._phase else 0.0

@@ -5,9 +5,10 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from components.core.errors import UserError
 from components.launch.cluster.discovery import cluster_backends
 from components.launch.cluster.job import KEPT_SECONDS, OUTPUT, RUN, Manifest
-from components.launch.cluster.runner import ClusterBackend
+from components.launch.cluster.runner import ClusterBackend, patiently
 from components.launch.cluster.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -20,8 +21,8 @@ def clean(grace_seconds: float) -> list[str]:
     that tries again adopts the job from a new pod. A job started from a command line has no such pod and is left
     alone. Jobs that ended a day ago go too, where their operator keeps them for ever.
     """
-    backends = cluster_backends()
-    before = {found["metadata"]["uid"] for backend in backends for found in backend.all() if _orphaned(backend, found)}
+    backends = patiently(cluster_backends)
+    before = {found["metadata"]["uid"] for backend in backends for found in _all(backend) if _orphaned(backend, found)}
     if before:
         time.sleep(grace_seconds)
 
@@ -48,20 +49,29 @@ def clean_run(run: str, place: str) -> list[str]:
         of_run = notes.get(RUN) == run and notes.get(OUTPUT, "").startswith(f"{place}/")
         return f"run {run} is over" if of_run and not backend.is_over(found) else ""
 
-    return _delete(cluster_backends(), reason)
+    return _delete(patiently(cluster_backends), reason)
 
 
 def _delete(backends: list[ClusterBackend], reason: Callable[[ClusterBackend, Manifest], str]) -> list[str]:
     """Delete every job that there is a reason to delete; returns their names."""
     deleted = []
     for backend in backends:
-        for found in backend.all():
+        for found in _all(backend):
             if why := reason(backend, found):
                 name = found["metadata"]["name"]
-                backend.delete(name)
+                backend.end(name)
                 log.info("deleted %s %s: %s", backend.kind.kind, name, why)
                 deleted.append(name)
     return deleted
+
+
+def _all(backend: ClusterBackend) -> list[Manifest]:
+    """The jobs of a kind; none where this account may not see them, for then it has started none."""
+    try:
+        return patiently(backend.all)
+    except UserError as error:
+        log.warning("%s", error)
+        return []
 
 
 def _orphaned(backend: ClusterBackend, found: Manifest) -> bool:

@@ -72,7 +72,9 @@ class Job:
         worker = ["-m", f"components.{self.spec.step}", "--spec", self.spec.uri]
         if self.spec.step not in TRAINING_STEPS:
             return ["python", *worker]
-        return ["python", "-m", "torch.distributed.run", f"--shutdown-timeout={GRACE_SECONDS - 5}", *worker]
+        # As long as the launcher waits for all pods: by itself torchrun gives up after 600 s.
+        patience = f"--rdzv-conf=timeout={self.resources.pending_timeout_seconds + 60}"
+        return ["python", "-m", "torch.distributed.run", patience, f"--shutdown-timeout={GRACE_SECONDS - 5}", *worker]
 
 
 def output_digest(output: str) -> str:
@@ -156,6 +158,8 @@ def environment(wanted: Resources) -> dict[str, str]:
     own = {
         "HOME": "/tmp",
         "KUBEALIGN_METRICS_ADDRESS": "0.0.0.0",
+        # About a minute: a store that is away for a moment must not cost a job its place on the GPUs.
+        "KUBEALIGN_STORE_ATTEMPTS": "16",
         "KUBEALIGN_TERMINATION_LOG": "/dev/termination-log",
         "KUBEALIGN_WORK": "/work",
     }

@@ -6,13 +6,14 @@ import sys
 import threading
 import time
 
-from components.core.errors import KubealignError, UserError
+from components.core.errors import KubealignError
 from components.launch.cluster.api import Api, Missing, Query
 
 log = logging.getLogger(__name__)
 
 _PAUSE_SECONDS = 1.0
 _DRAIN_SECONDS = 10.0
+_SILENCE_SECONDS = 300.0  # then the connection may be dead; it is made again, and no line is lost or said twice
 _OVERLAP_SECONDS = 10  # asked for again after a gap; what was seen is left out by its time stamp
 
 
@@ -42,16 +43,17 @@ class LogStream:
             self._thread.join(_DRAIN_SECONDS)
 
     def _run(self) -> None:
-        gone = ("", "")
+        gone, said = ("", ""), ""
         while True:
             last_round, pod = self._ended.is_set(), self._pod
             try:
                 if pod != gone:
                     self._read(pod)
-            except (Missing, UserError):  # deleted; or another of this name, that has not begun yet
+            except Missing:  # deleted; or another of this name, that has not begun yet
                 gone = pod
             except (KubealignError, OSError, ValueError) as error:
-                log.info("log of %s: %s; attaching again", pod[0], error)
+                log.log(logging.DEBUG if str(error) == said else logging.INFO, "log of %s: %s", pod[0], error)
+                said = str(error)
             if last_round:
                 return
             self._ended.wait(_PAUSE_SECONDS)
@@ -62,7 +64,7 @@ class LogStream:
         query: Query = {"container": self._container, "follow": not self._ended.is_set(), "timestamps": True}
         if not math.isnan(self._last_at):
             query["sinceSeconds"] = math.ceil(time.monotonic() - self._last_at) + _OVERLAP_SECONDS
-        for line in self._api.lines("get", log_path(self._api, pod[0]), query):
+        for line in self._api.lines("get", log_path(self._api, pod[0]), query, _SILENCE_SECONDS):
             stamp, _, text = line.decode(errors="replace").partition(" ")
             if stamp <= self._last:
                 continue

@@ -14,7 +14,9 @@ class PyTorchJob:
     container_name = "pytorch"  # the operator's webhook refuses any other
 
     def build(self, job: Job) -> Manifest:
-        template = {"metadata": pod_metadata(job), "spec": pod_spec(job, self.container_name)}
+        pod = pod_spec(job, self.container_name)
+        del pod["restartPolicy"]  # the replicas' own counts, and the operator warns of two
+        template = {"metadata": pod_metadata(job), "spec": pod}
         # The operator takes a missing number for an error.
         replicas: Manifest = {"Master": {"replicas": 1, "restartPolicy": "Never", "template": template}}
         if job.nodes > 1:

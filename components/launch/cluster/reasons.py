@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from components.core.errors import Cancelled, KubealignError, RetryableError, UserError
@@ -23,7 +23,10 @@ _FROM_OUTSIDE = (
 # The kubelet evicts a pod that has filled its own volume; the volume's name -> the option that limits it.
 _FULL_VOLUME = re.compile(r'Usage of EmptyDir volume "([^"]+)" exceeds the limit')
 _VOLUME_OPTIONS = {"scratch": "disk", "shared-memory": "shared_memory"}
-_SIGNALS = {137: "SIGKILL", 139: "SIGSEGV", 134: "SIGABRT", 135: "SIGBUS", 143: "SIGTERM"}
+_SIGNALS = {137: "SIGKILL", 139: "SIGSEGV", 134: "SIGABRT", 143: "SIGTERM"}
+_SIGBUS = 135
+# What kubelet and containerd say of a container that they know nothing of any more, as after a node's restart.
+_LOST = ("ContainerStatusUnknown", "Unknown")
 
 
 def pending(pods: Sequence[Pod], events: Sequence[dict[str, Any]]) -> str:
@@ -49,7 +52,7 @@ def hopeless(pods: Sequence[Pod], events: Sequence[dict[str, Any]]) -> str:
     """What a pod waits for that will not come by itself; "" where there is none."""
     for event in events:
         message = " ".join(event.get("message", "").split())
-        if event.get("reason") == "FailedCreatePod" and any(sign in message for sign in _NEVER):
+        if event.get("reason") in ("FailedCreatePod", "FailedCreate") and any(sign in message for sign in _NEVER):
             return message
     for pod in pods:
         for status in _container_statuses(pod):
@@ -57,6 +60,15 @@ def hopeless(pods: Sequence[Pod], events: Sequence[dict[str, Any]]) -> str:
             if waiting.get("reason") in HOPELESS:
                 return f"{pod['metadata']['name']}: {waiting['reason']}: {waiting.get('message', '')}"
     return ""
+
+
+def seconds_since_start(pods: Sequence[Pod]) -> float:
+    """For how long all of a job's pods have been running."""
+    running = [
+        s.get("state", {}).get("running") or {} for pod in pods for s in pod["status"].get("containerStatuses", ())
+    ]
+    started = max((state["startedAt"] for state in running if "startedAt" in state), default="")
+    return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(started)).total_seconds()) if started else 0.0
 
 
 def waits(pods: Sequence[Pod], expected: int) -> bool:
@@ -114,7 +126,13 @@ def _end(pod: Pod, step: str) -> tuple[_Order, KubealignError] | None:
         return (_deleted_at(pod) or when, _OUTSIDE, name), RetryableError(text)
     if deleted := _deleted_at(pod):
         return (deleted, _OUTSIDE, name), RetryableError(f"{step}: {name} was deleted while it ran")
+    for end in (s["state"]["terminated"] for s in status.get("initContainerStatuses") or [] if _failed(s)):
+        # The operator's own: it waits for the first pod's name, for a few minutes.
+        text = f"{step}: {name}: the job's first pod did not come in time (its init container ended with exit code "
+        return (end.get("finishedAt") or "", _OUTSIDE, name), RetryableError(f"{text}{end['exitCode']})")
     for end in ended:
+        if end.get("reason") in _LOST:
+            return (end.get("finishedAt") or "", _OUTSIDE, name), RetryableError(f"{step}: {name} was lost on its node")
         if end["exitCode"] != 0:
             error = terminated(step, name, end)
             kind = _CONSEQUENCE if is_consequence(error) else _OWN
@@ -151,13 +169,18 @@ def terminated(step: str, name: str, ended: dict[str, Any]) -> KubealignError:
         return UserError(
             f"{step}: {name} runs an image without our code{last}", fix="set resources.image to one of ours"
         )
-    if (number := killing_signal(lines)) is not None:
+    if (number := killing_signal(lines) or (7 if code == _SIGBUS else None)) is not None:
         return signal_error(f"{step}: {name}", number)
     signal = f" ({_SIGNALS[code]})" if code in _SIGNALS else ""
     text = f"{step}: {name} ended with exit code {code}{signal}{last}"
     if code == 143:
         return Cancelled(text)
     return RetryableError(text) if code == 75 else UserError(text)
+
+
+def _failed(status: dict[str, Any]) -> bool:
+    end = status.get("state", {}).get("terminated")
+    return bool(end and end["exitCode"] != 0)
 
 
 def _container_statuses(pod: Pod) -> list[dict[str, Any]]:

@@ -67,30 +67,33 @@ class ClusterBackend:
             raise UserError(
                 "a job's pods cannot reach a folder of this machine", where=spec.output, fix="give --root s3://..."
             )
-        _patiently(lambda: permissions.check(self.api, permissions.needed(self.kind.group, self.kind.plural)))
-        earlier = _patiently(lambda: self._earlier(spec))
+        patiently(lambda: permissions.check(self.api, permissions.needed(self.kind.group, self.kind.plural)))
+        earlier = patiently(lambda: self._earlier(spec))
         for found in earlier:
             if not self.is_over(found):
                 self._check_same(found, spec)
                 return True
-        _patiently(lambda: self._create(self._job(spec, self._next_attempt(earlier)), {"dryRun": "All"}))
+        patiently(lambda: self._create(self._job(spec, self._next_attempt(earlier)), {"dryRun": "All"}))
         return False
 
     def run(self, spec: StepSpec) -> None:
         """Return when a job has made the step's result; see `TrainingBackend`."""
-        number = self._next_attempt(_patiently(lambda: self._earlier(spec)))
+        number = self._next_attempt(patiently(lambda: self._earlier(spec)))
         attempts = self._job(spec, number).resources.max_attempts
         with self._stopped_by_signals(spec.step) as current:
             for left in reversed(range(attempts)):
                 current.job = self._job(spec, number)
+                made = False
                 try:
                     self._create_or_adopt(current.job)
-                    return Attendance(self, current.job).to_the_end()
+                    made = True
+                    return Attendance(self, current.job, current.check).to_the_end()
                 except RetryableError as error:
+                    current.check()
                     if not left:
                         raise
                     log.warning("%s; starting again from the last checkpoint (%d more attempts)", error, left)
-                    number += 1
+                    number += made  # one whose creation was not answered may be there; then it is adopted
         return None
 
     def _job(self, spec: StepSpec, attempt: int) -> Job:
@@ -129,7 +132,7 @@ class ClusterBackend:
                 return True
             return self._adopted(job)
 
-        while not _patiently(attempt):
+        while not patiently(attempt):
             time.sleep(1.0)  # one of this name is being deleted
 
     def _create(self, job: Job, query: dict[str, str | int | bool] | None = None) -> None:
@@ -182,6 +185,10 @@ class ClusterBackend:
             query: dict[str, str | int | bool] = {"propagationPolicy": "Background"}
             (api or self.api).call("delete", f"{self._jobs}/{name}", query, seconds=seconds)
 
+    def end(self, name: str) -> None:
+        """Delete the job, however long the API server is away."""
+        patiently(lambda: self.delete(name))
+
     def pods(self, name: str) -> list[dict[str, Any]]:
         return self.api.call("list", self._pods, {"labelSelector": self.kind.pod_selector(name)})["items"]
 
@@ -206,16 +213,19 @@ class ClusterBackend:
         current = _Current()
 
         def on_signal(number: int, _: object) -> None:
+            current.stopped = Cancelled(f"{step} was cancelled")
             if current.job is None:
-                raise Cancelled(f"{step} was cancelled")
+                raise current.stopped
             name = current.job.name
             if number != signal.SIGINT and not self.settings.delete_on_sigterm:
-                raise Cancelled(f"{step}: the launcher was told to stop; {name} goes on")
+                current.stopped = Cancelled(f"{step}: the launcher was told to stop; {name} goes on")
+                raise current.stopped
             try:
                 self.delete(name, self._on_signal, _CANCEL_SECONDS)
+                current.stopped = Cancelled(f"{step} was cancelled; {name} is deleted")
             except KubealignError as error:
-                raise Cancelled(f"{step} was cancelled, but {name} may still run ({error})") from error
-            raise Cancelled(f"{step} was cancelled; {name} is deleted")
+                current.stopped = Cancelled(f"{step} was cancelled, but {name} may still run ({error})")
+            raise current.stopped
 
         if threading.current_thread() is not threading.main_thread():  # Python allows no handlers there
             yield current
@@ -234,12 +244,17 @@ class ClusterBackend:
 
 
 class _Current:
-    """The job that a signal would delete."""
+    """The job that a signal would delete, and that one has come: what was interrupted may have caught its exception."""
 
     job: Job | None = None
+    stopped: Cancelled | None = None
+
+    def check(self) -> None:
+        if self.stopped is not None:
+            raise self.stopped
 
 
-def _patiently(ask: Callable[[], T]) -> T:
+def patiently(ask: Callable[[], T]) -> T:
     """Ask again while the API server or an operator's webhook is away."""
     deadline, pause = time.monotonic() + _PATIENCE_SECONDS, 1.0
     while True:

@@ -29,6 +29,7 @@ class Watch:
     def __init__(self, api: Api, path: str, query: Query, told: Told) -> None:
         self._api, self._path, self._query, self._told = api, path, query, told
         self._plural = path.rpartition("/")[2]
+        self._version = ""  # of what was seen last; a watch goes on from there, until the server has forgotten it
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -44,36 +45,40 @@ class Watch:
         while not self._stopped.is_set():
             started = time.monotonic()
             try:
-                self._list_and_watch()
+                if not self._version:
+                    self._list()
+                self._watch()
             except Expired:
                 log.info("the API server no longer knows what %s were when last seen; listing again", self._plural)
+                self._version = ""
             except RetryableError as error:
                 log.warning("%s; the job goes on, trying again", error)
             except Exception:  # the polling beside us says what is wrong, and this thread must not die of it
                 log.debug("watch of %s failed", self._path, exc_info=True)
+                self._version = ""
             if time.monotonic() - started > 60:
                 pause = 0.5
             self._stopped.wait(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, _LONGEST_PAUSE)
 
-    def _list_and_watch(self) -> None:
+    def _list(self) -> None:
+        """Tell of all there is."""
         listing = self._api.call("list", self._path, self._query)
         self._told("LISTED", listing)
-        version = listing["metadata"]["resourceVersion"]
-        while not self._stopped.is_set():
-            query = self._query | {
-                "watch": True, "resourceVersion": version, "timeoutSeconds": _WATCH_SECONDS,
-                "allowWatchBookmarks": True,
-            }  # fmt: skip
-            started = time.monotonic()
-            for line in self._api.lines("watch", self._path, query, _SILENCE_SECONDS):
-                if self._stopped.is_set():
-                    return
-                event = json.loads(line)
-                if event["type"] == "ERROR":  # with HTTP 200, and 410 in here
-                    raise Expired(event["object"].get("message", ""))
-                version = event["object"]["metadata"]["resourceVersion"]
-                if event["type"] != "BOOKMARK":
-                    self._told(event["type"], event["object"])
-            if time.monotonic() - started < 1.0:
-                self._stopped.wait(1.0)
+        self._version = listing["metadata"]["resourceVersion"]
+
+    def _watch(self) -> None:
+        """Tell of what changes from what was seen last on."""
+        query = self._query | {
+            "watch": True, "resourceVersion": self._version, "timeoutSeconds": _WATCH_SECONDS,
+            "allowWatchBookmarks": True,
+        }  # fmt: skip
+        for line in self._api.lines("watch", self._path, query, _SILENCE_SECONDS):
+            if self._stopped.is_set():
+                return
+            event = json.loads(line)
+            if event["type"] == "ERROR":  # with HTTP 200, and 410 in here
+                raise Expired(event["object"].get("message", ""))
+            if event["type"] != "BOOKMARK":
+                self._told(event["type"], event["object"])
+            self._version = event["object"]["metadata"]["resourceVersion"]

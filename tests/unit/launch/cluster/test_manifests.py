@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
+from components.core.config import SFTConfig
 from components.core.errors import UserError
 from components.core.spec import StepSpec
-from components.launch.cluster.job import Job, output_digest
+from components.launch.cluster.job import Job, output_digest, pod_spec
 from components.launch.cluster.pytorchjob import PyTorchJob
 from components.launch.cluster.state import JobState
 from components.launch.cluster.trainjob import TrainJob
@@ -58,6 +59,22 @@ def test_manifest_is_the_golden_one(kind: Any, resources: dict[str, Any]) -> Non
 def test_what_a_trainjob_cannot_carry_is_refused_by_name(name: str) -> None:
     with pytest.raises(UserError, match=rf"cannot carry resources\.{name}.*TrainingRuntime kubealign"):
         TrainJob("kubealign").build(job(**{name: PYTORCHJOB_ALONE[name]}))
+
+
+def test_shipped_training_runtime_gives_a_trainjobs_pods_what_a_pytorchjobs_have() -> None:
+    """Where a TrainJob cannot say it itself."""
+    runtime = yaml.safe_load((GOLDEN.parents[1] / "infra" / "kubernetes" / "training-runtime.yaml").read_text())
+    (replicated,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    assert replicated["name"] == TrainJob.container_name
+    assert replicated["template"]["spec"]["backoffLimit"] == 0
+    pod, ours = replicated["template"]["spec"]["template"]["spec"], pod_spec(job(), TrainJob.container_name)
+    (container,), (our,) = pod.pop("containers"), ours.pop("containers")
+    ours.pop("volumes"), pod.pop("volumes")  # these a TrainJob brings itself
+    assert pod == ours
+    same = ("name", "imagePullPolicy", "securityContext", "terminationMessagePolicy", "volumeMounts")
+    assert {key: container[key] for key in same} == {key: our[key] for key in same}
+    port = SFTConfig().metrics_port
+    assert container["ports"] == [{"name": our["ports"][0]["name"], "containerPort": port}]
 
 
 def test_name_is_short_and_the_same_for_the_same_place() -> None:

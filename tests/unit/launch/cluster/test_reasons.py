@@ -6,6 +6,7 @@ import pytest
 
 from components.core.errors import LOST_PEER, Cancelled, KubealignError, RetryableError, UserError
 from components.launch.cluster import reasons
+from components.launch.last_words import killing_signal
 
 
 def pod(name: str, *, ended: dict[str, Any] | None = None, **status: Any) -> dict[str, Any]:
@@ -86,9 +87,12 @@ def test_segmentation_fault_is_named_with_its_last_line() -> None:
 
 
 TORCHRUN = """
+Failures:
 [0]:
-  exitcode  : -15 (pid: 20)
-  traceback : Signal 15 (SIGTERM) received by PID 20
+  exitcode  : -9 (pid: 20)
+  traceback : Signal 9 (SIGKILL) received by PID 20
+------------------------------------------------------------
+Root Cause (first observed failure):
 [1]:
   exitcode  : {0} (pid: 21)
   traceback : Signal {0} ({1}) received by PID 21
@@ -105,6 +109,34 @@ def test_signal_that_a_rank_died_of_names_the_option(number: int, name: str, opt
     error = failure(pod("m", ended=end(1, 1, log)))
     assert isinstance(error, UserError)
     assert "m: a process" in str(error) and f"signal {number}" in str(error) and option in str(error)
+
+
+def test_rank_that_torchrun_itself_has_killed_is_not_the_cause() -> None:
+    """It was stuck in a collective while torchrun ended the others; the one that failed first has spoken."""
+    log = TORCHRUN.replace("traceback : Signal {0} ({1}) received by PID 21", "traceback : <N/A>").format(75, "")
+    assert killing_signal(log.splitlines()) is None
+
+
+def test_abort_is_worth_another_attempt() -> None:
+    """NCCL's watchdog ends its process so, when another rank is lost or silent."""
+    error = failure(pod("m", ended=end(1, 1, TORCHRUN.format(6, "SIGABRT"))))
+    assert isinstance(error, RetryableError) and "signal 6" in str(error)
+
+
+@pytest.mark.parametrize(("code", "reason"), [(137, "ContainerStatusUnknown"), (255, "Unknown")])
+def test_container_that_was_lost_with_its_node_is_worth_another_attempt(code: int, reason: str) -> None:
+    assert isinstance(failure(pod("m", ended=end(code, 1, reason=reason))), RetryableError)
+
+
+def test_worker_whose_master_did_not_come_in_time_is_worth_another_attempt() -> None:
+    """The operator's init container gives up after some minutes; the master may wait for a node."""
+    waited = pod("w", initContainerStatuses=[{"name": "init-pytorch", "state": {"terminated": end(1, 1)}}])
+    error = failure(waited)
+    assert isinstance(error, RetryableError) and "first pod did not come in time" in str(error)
+
+
+def test_sigbus_of_the_pods_own_process_names_the_option_too() -> None:
+    assert "raise resources.shared_memory" in str(failure(pod("m", ended=end(135, 1))))
 
 
 def test_killed_rank_is_found_in_the_log_where_its_peer_had_the_last_word() -> None:
