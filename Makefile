@@ -43,7 +43,7 @@ cluster-down: $(READY) ## Take it down; programs and images are kept in ~/.cache
 	$(BIN)/python -m tests.cluster.harness down
 
 test-cluster: $(READY) ## The tests that need a cluster; it goes with them unless it was up before
-	$(BIN)/python -m pytest -q tests/cluster
+	$(BIN)/python -m tests.cluster.harness test
 
 bench: $(READY) ## Speed and memory beside TRL, in turns: ROUNDS=3
 	$(BIN)/python -m tests.benchmarks.run --rounds $(ROUNDS)

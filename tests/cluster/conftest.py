@@ -1,5 +1,6 @@
 """The cluster under the tests, and a namespace with a bucket for each of them."""
 
+import json
 import os
 import re
 import signal
@@ -14,12 +15,12 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cluster.harness import images
+from tests.cluster.harness import images, machine, operators
 from tests.cluster.harness.__main__ import up
 from tests.cluster.harness.cluster import KUBECONFIG, S3, S3_KEY, S3_SECRET, Cluster
 from tests.cluster.harness.machine import STATE, CannotRun
 from tests.cluster.harness.processes import until
-from tests.programs import CannotBuild
+from tests.programs import locked
 from tests.s3 import S3Server
 
 HOUSE = Path(__file__).resolve().parents[2]
@@ -30,15 +31,17 @@ SERVER = S3Server(S3, S3_KEY, S3_SECRET, STATE / "s3")
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A running cluster. One that was up before (make cluster-up) is used and left; else it goes with the tests."""
+    try:
+        machine.check()
+    except CannotRun as error:
+        if os.environ.get("KUBEALIGN_REQUIRE_CLUSTER"):
+            pytest.fail(f"no cluster: {error}", pytrace=False)
+        pytest.skip(f"no cluster: {error}")
     found = Cluster()
     was_up = found.is_up()
     try:
-        try:
+        if not was_up or "PYTEST_XDIST_WORKER" not in os.environ:  # side by side, make test-cluster has done it
             up(found)
-        except (CannotRun, CannotBuild) as error:
-            if os.environ.get("KUBEALIGN_REQUIRE_CLUSTER"):
-                pytest.fail(f"no cluster: {error}", pytrace=False)
-            pytest.skip(f"no cluster: {error}")
         yield found
     finally:
         if not was_up:
@@ -64,19 +67,61 @@ class Place:
         self.cluster, self.folder = cluster, folder
         self.name = f"t-{uuid.uuid4().hex[:8]}"
         self.root = f"s3://{self.name}"
+        self.backend = "pytorchjob"
         self.environment = {"KUBECONFIG": str(KUBECONFIG)}
         self._launchers: list[Launcher] = []
         restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
         secret = {"metadata": {"name": "s3"}, "stringData": SERVER.environment}
         cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.name, "labels": restricted}})
         cluster.apply({"apiVersion": "v1", "kind": "Secret", **secret}, namespace=self.name)
-        cluster.apply(*yaml.safe_load_all((INFRA / "launcher.yaml").read_text()), namespace=self.name)
+        self.apply(INFRA / "launcher.yaml")
         SERVER.client().create_bucket(Bucket=self.name)
+        # A controller makes it, a moment later; without it no pod can be.
+        until("the service account", lambda: self.kubectl("get", "serviceaccount", "default"), 60)
 
     def remove(self) -> None:
         for launcher in self._launchers:  # of a test that failed before their end
             launcher.close()
         self.cluster.kubectl("delete", "namespace", self.name, "--wait=false")
+
+    def apply(self, path: Path) -> None:
+        """The objects of a file, in this namespace."""
+        self.cluster.apply(*yaml.safe_load_all(path.read_text()), namespace=self.name)
+
+    def pod(self, name: str, image: str, command: list[str], **spec: Any) -> str:
+        """Start a pod that the restricted standard admits; its uid."""
+        security: dict[str, Any] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        security |= spec.pop("container_security", {})
+        container = {
+            "name": "main", "image": image, "imagePullPolicy": "Never", "securityContext": security,
+            "command": command, "env": spec.pop("env", []), "envFrom": spec.pop("env_from", []),
+            "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}], "resources": spec.pop("resources", {}),
+        }  # fmt: skip
+        user = {
+            "runAsNonRoot": True,
+            "runAsUser": spec.pop("user", 65532),
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+        whole = {
+            "restartPolicy": "Never", "containers": [container], "securityContext": user,
+            "volumes": [{"name": "tmp", "emptyDir": {}}], **spec,
+        }  # fmt: skip
+        self.cluster.apply(
+            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": whole}, namespace=self.name
+        )
+        return str(json.loads(self.kubectl("get", "pod", name, "-o", "json"))["metadata"]["uid"])
+
+    def ended_pod(self, name: str, seconds: float = 120) -> dict[str, Any]:
+        """Block until the pod has ended; its container's end."""
+        found: dict[str, Any] = {}
+
+        def ended() -> bool:
+            found.update(json.loads(self.kubectl("get", "pod", name, "-o", "json")))
+            return found["status"]["phase"] in ("Succeeded", "Failed")
+
+        until(f"the end of pod {name}", ended, seconds)
+        end: dict[str, Any] = found["status"]["containerStatuses"][0]["state"]["terminated"]
+        return end
 
     def start(self, *command: str, **environment: str) -> "Launcher":
         """A process of the command line, as on a laptop with a kubeconfig."""
@@ -87,7 +132,7 @@ class Place:
         """One step as a job; `changes` are section.key=value, with the step's own section left out."""
         sets = [f"{step}.{change}" for change in changes]
         return self.start(
-            "step", step, "--output", f"{self.root}/{output}", "--backend", "pytorchjob",
+            "step", step, "--output", f"{self.root}/{output}", "--backend", self.backend,
             *(f"--input={name}={uri}" for name, uri in inputs.items()), *(f"--set={change}" for change in sets),
             **environment,
         )  # fmt: skip
@@ -183,16 +228,40 @@ def place(cluster: Cluster, tmp_path: Path) -> Iterator[Place]:
     found.remove()
 
 
-def nothing_left(place: Place) -> None:
+@pytest.fixture(scope="session")
+def trainer(cluster: Cluster) -> None:
+    """Kubeflow Trainer and JobSet, beside the training operator."""
+    with locked("operators"):
+        operators.trainer(cluster)
+
+
+@pytest.fixture
+def trainjobs(place: Place, trainer: None) -> Place:
+    """A place whose steps are TrainJobs."""
+    place.cluster.apply(reaching_the_store(), namespace=place.name)
+    place.backend = "trainjob"
+    return place
+
+
+def reaching_the_store() -> dict[str, Any]:
+    """The shipped TrainingRuntime, with the secret that a TrainJob itself cannot name."""
+    runtime: dict[str, Any] = yaml.safe_load((INFRA / "training-runtime.yaml").read_text())
+    (replicated,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    (container,) = replicated["template"]["spec"]["template"]["spec"]["containers"]
+    container["envFrom"] = [{"secretRef": {"name": "s3"}}]
+    return runtime
+
+
+def nothing_left(place: Place, seconds: float = 30) -> None:
     """No job and no pod that still runs."""
-    assert [job["metadata"]["name"] for job in place.get("pytorchjobs") if not _ended(job)] == []
+    assert [job["metadata"]["name"] for job in place.get(f"{place.backend}s") if not _ended(job)] == []
     until(
         "the end of all pods",
         lambda: [p for p in place.get("pods") if p["status"]["phase"] in ("Pending", "Running")] == [],
-        30,
+        seconds,
     )
 
 
 def _ended(job: dict[str, Any]) -> bool:
     conditions = job.get("status", {}).get("conditions") or []
-    return any(c["type"] in ("Succeeded", "Failed") and c["status"] == "True" for c in conditions)
+    return any(c["type"] in ("Succeeded", "Failed", "Complete") and c["status"] == "True" for c in conditions)

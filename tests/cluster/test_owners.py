@@ -1,8 +1,6 @@
 """A job belongs to the launcher's pod: it goes with it, the next launcher takes it over, the janitor takes the rest."""
 
-import json
 import signal
-from typing import Any
 
 from tests.cluster.conftest import Place
 from tests.cluster.harness import images
@@ -14,20 +12,8 @@ __all__ = ["inputs"]
 
 def pod(place: Place, name: str, seconds: int) -> dict[str, str]:
     """A pod in the place of a pipeline step's, that ends by itself; what its launcher finds in its environment."""
-    security: dict[str, Any] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-    container = {
-        "name": "main", "image": images.BASE, "imagePullPolicy": "Never", "securityContext": security,
-        "command": ["sh", "-c", f"trap 'exit 0' TERM; sleep {seconds} & wait"],
-    }  # fmt: skip
-    spec = {
-        "restartPolicy": "Never", "containers": [container],
-        "securityContext": {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
-    }  # fmt: skip
-    place.cluster.apply(
-        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}, namespace=place.name
-    )
-    found = json.loads(place.kubectl("get", "pod", name, "-o", "json"))
-    return {"KFP_POD_NAME": name, "KFP_POD_UID": found["metadata"]["uid"]}
+    uid = place.pod(name, images.BASE, ["sh", "-c", f"trap 'exit 0' TERM; sleep {seconds} & wait"])
+    return {"KFP_POD_NAME": name, "KFP_POD_UID": uid}
 
 
 def owners(place: Place) -> list[str]:
@@ -44,15 +30,18 @@ def test_job_goes_with_the_pod_of_its_launcher(place: Place, inputs) -> None:
 
 
 def test_job_is_taken_over_by_the_pod_of_the_next_launcher(place: Place, inputs) -> None:
-    first = place.step("sft", "out", inputs, *LONG, **pod(place, "first", 600))
+    endless = (*LONG, "steps=100000")
+    first = place.step("sft", "out", inputs, *endless, **pod(place, "first", 600))
     first.wait_for("created in namespace")
     first.send(signal.SIGKILL)
-    second = place.step("sft", "out", inputs, *LONG, **pod(place, "second", 600))
+    second = place.step("sft", "out", inputs, *endless, **pod(place, "second", 600))
     second.wait_for("is there already; adopted")
     assert "is attended by pod first too" in second.output
     assert owners(place) == ["second"]
     place.kubectl("delete", "pod", "first")
-    assert second.end() == 0, second.output
+    second.wait_for("step 1/100000")  # it did not go with the first one's pod
+    second.send(signal.SIGTERM)
+    assert second.end() == 143, second.output
 
 
 def test_janitor_deletes_what_nobody_attends_to_and_nothing_else(place: Place, inputs) -> None:
@@ -64,7 +53,7 @@ def test_janitor_deletes_what_nobody_attends_to_and_nothing_else(place: Place, i
         launcher.send(signal.SIGKILL)
     place.kubectl("wait", "pod", "short", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=60s")
     janitor = place.start("janitor", "--grace-seconds", "1")
-    assert janitor.end() == 0
+    assert janitor.end() == 0, janitor.output
     assert "deleted 1 jobs" in janitor.last
     left = {job["metadata"]["annotations"]["kubealign.io/output-uri"] for job in place.get("pytorchjobs")}
     assert left == {f"{place.root}/alive", f"{place.root}/by-hand"}

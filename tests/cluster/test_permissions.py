@@ -1,6 +1,8 @@
 """What a launcher may do: the Role that we ship is enough, and each verb of it is needed and asked for by name."""
 
 import json
+import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,13 @@ import yaml
 
 from components.launch.cluster.permissions import needed
 from tests.cluster.conftest import INFRA, Place
+from tests.cluster.harness import images
 from tests.cluster.harness.cluster import kubeconfig
+from tests.cluster.harness.processes import until
+from tests.cluster.test_jobs import LONG, inputs
+from tests.programs import program
+
+__all__ = ["inputs"]
 
 ROLE = next(found for found in yaml.safe_load_all((INFRA / "launcher.yaml").read_text()) if found["kind"] == "Role")
 VERBS = [
@@ -73,8 +81,27 @@ def test_one_verb_fewer_is_named_before_anything_is_made(
     assert not as_launcher.path(f"{as_launcher.root}/out").exists()
 
 
-def test_namespace_that_does_not_exist(as_launcher: Place) -> None:
-    as_launcher.environment |= {"KUBECONFIG": str(as_launcher.folder / "none"), "HOME": str(as_launcher.folder)}
-    code, last = step(as_launcher)
-    assert code == 1
-    assert "no Kubernetes cluster" in last and "KUBECONFIG" in last
+def test_token_that_is_replaced_while_a_job_runs(place: Place, inputs: dict[str, str], tmp_path: Path) -> None:
+    """A pod's token lives for an hour, in a file that the kubelet writes anew."""
+    uid = place.pod("bound", images.BASE, ["sleep", "600"], serviceAccountName="kubealign-launcher")
+    bound = ("--bound-object-kind=Pod", "--bound-object-name=bound", f"--bound-object-uid={uid}")
+    first = place.kubectl("create", "token", "kubealign-launcher", *bound).strip()
+    file, path = tmp_path / "token", tmp_path / "kubeconfig"
+    file.write_text(first)
+    config = kubeconfig("", place.name)
+    config["users"][0]["user"] = {"tokenFile": str(file)}
+    path.write_text(json.dumps(config))
+
+    launcher = place.step("sft", "out", inputs, *LONG, "steps=100000", KUBECONFIG=str(path))
+    launcher.wait_for("step 1/100000")
+    file.write_text(place.kubectl("create", "token", "kubealign-launcher").strip())
+    place.kubectl("delete", "pod", "bound", "--grace-period=0", "--force")
+    old = tmp_path / "old"
+    old.write_text(json.dumps(kubeconfig(first, place.name)))
+    asked = [str(program("kubectl")), f"--kubeconfig={old}", "get", "pods"]
+    until("the end of the first token", lambda: subprocess.run(asked, capture_output=True, check=False).returncode, 60)
+    assert launcher.process.poll() is None
+    launcher.send(signal.SIGTERM)
+    assert launcher.end() == 143, launcher.output
+    assert "is deleted" in launcher.last
+    assert place.get("pytorchjobs") == []

@@ -1,21 +1,32 @@
-"""`python -m tests.cluster.harness up | down`: the test cluster by hand, to look at what the tests see."""
+"""`python -m tests.cluster.harness up | down | test`: the test cluster by hand, or for as long as its tests run."""
 
 import argparse
+import subprocess
+import sys
 import time
+from pathlib import Path
 
-from tests.cluster.harness import images, operators
+from tests.cluster.harness import images, machine, operators
 from tests.cluster.harness.cluster import KUBECONFIG, Cluster
 from tests.cluster.harness.machine import CannotRun
 from tests.programs import CannotBuild
 
+HERE = Path(__file__).resolve().parents[1]
+_WORKERS = 2  # of two cores; while one waits for a time limit, the other works
+# The longest first, so that nobody waits for them at the end.
+_ORDER = ("test_end_to_end.py", "test_trainjob.py", "test_jobs.py", "test_gpus.py", "test_faults.py")
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.cluster.harness", description=__doc__)
-    parser.add_argument("what", choices=["up", "down"])
-    what = parser.parse_args().what
+    parser.add_argument("what", choices=["up", "down", "test"])
+    parser.add_argument("options", nargs="*", help="of pytest, after --")
+    given = parser.parse_args()
     cluster = Cluster()
     try:
-        if what == "down":
+        if given.what == "test":
+            return test(cluster, given.options)
+        if given.what == "down":
             cluster.down()
         else:
             up(cluster)
@@ -26,8 +37,40 @@ def main() -> int:
     return 0
 
 
+def test(cluster: Cluster, options: list[str]) -> int:
+    """The tests side by side, then those that must be alone. The cluster goes with them unless it was up before."""
+    was_up = cluster.is_up()
+    found = sorted(path.name for path in HERE.glob("test_*.py"))
+    files = [str(HERE / name) for name in (*_ORDER, *(name for name in found if name not in _ORDER))]
+    pytest = [sys.executable, "-m", "pytest", "-q", "--durations=15", *options]
+    workers = ["-n", str(_WORKERS), "--dist", "loadfile", "--no-loadscope-reorder"]
+    try:
+        machine.check()
+    except CannotRun:
+        return subprocess.call([*pytest, *files])  # every test says why it cannot run
+    try:
+        up(cluster)
+        for install in (
+            operators.trainer,
+            operators.kueue,
+        ):  # not while tests run, whose jobs its webhooks would refuse
+            with _timed(install.__name__):
+                install(cluster)
+        with _timed("tests side by side"):
+            first = subprocess.call([*pytest, "-m", "not alone", *workers, *files])
+        with _timed("tests alone"):
+            second = subprocess.call([*pytest, "-m", "alone", *files])
+        return first or second
+    finally:
+        if not was_up:
+            cluster.down()
+
+
 def up(cluster: Cluster) -> None:
     """The cluster with the training operator and every image of the project."""
+    with _timed("packages"):
+        machine.check()
+        machine.install()
     with _timed("control plane"):
         images.from_program(images.PAUSE, "pause", path="/pause")
         cluster.up()

@@ -17,7 +17,6 @@ from tests.cluster.harness.processes import Process, until
 from tests.programs import program
 
 NODE = "node1"
-SERVER = f"https://{NODE_IP}:6443"
 KUBECONFIG = STATE / "kubeconfig"
 SOCKET = STATE / "containerd.sock"
 _ETCD = "http://127.0.0.1:12379"
@@ -33,7 +32,9 @@ S3_PORT, S3_KEY, S3_SECRET = 7070, "testkey", "testsecret1"
 S3 = f"http://{NODE_IP}:{S3_PORT}"
 PROMETHEUS_PORT = 9090
 PROMETHEUS = f"http://{NODE_IP}:{PROMETHEUS_PORT}"
-_OPTIONAL = ("prometheus",)
+BARE_PORT = 6444
+BARE_KUBECONFIG = STATE / "bare.kubeconfig"
+_OPTIONAL = ("prometheus", "bare-apiserver")
 
 
 class Cluster:
@@ -47,9 +48,7 @@ class Cluster:
         return KUBECONFIG.exists() and all(process.pid() for process in needed)
 
     def up(self) -> None:
-        """Start what does not run; returns when the node is ready for pods."""
-        machine.check()
-        machine.install()
+        """Start what does not run, on a machine that has the packages; returns when the node is ready for pods."""
         STATE.mkdir(parents=True, exist_ok=True)
         machine.network_up()
         _write_settings()
@@ -89,14 +88,33 @@ class Cluster:
         machine.pods_networks_down()
         machine.network_down()
         _remove_cgroups("kubepods")
+        until("the end of all processes", lambda: not machine.processes_of(STATE), 20)
         shutil.rmtree(STATE, ignore_errors=True)
         shutil.rmtree("/var/lib/cni/networks/kubealign", ignore_errors=True)
+        if left := machine.leftovers():
+            raise RuntimeError(f"left behind: {', '.join(left)}")
 
     def start(self, name: str) -> None:
         self.processes[name].start()
 
-    def answers(self) -> bool:
-        return machine.run(*_curl(f"{SERVER}/readyz")) == "ok"
+    def answers(self, port: int = 6443) -> bool:
+        return machine.run(*_curl(f"https://{NODE_IP}:{port}/readyz")) == "ok"
+
+    def start_bare(self) -> None:
+        """A second API server, of a cluster that has no operator and no node."""
+        self.start("bare-apiserver")
+        until("the bare API server", lambda: self.answers(BARE_PORT), 60)
+        BARE_KUBECONFIG.write_text(json.dumps(kubeconfig("admin-token", port=BARE_PORT)))
+
+    def start_prometheus(self) -> None:
+        self.start("prometheus")
+        until("Prometheus", lambda: machine.run(*_curl(f"{PROMETHEUS}/-/ready")), 30)
+
+    def compact(self) -> None:
+        """Make etcd forget all but the present, as it does by itself every five minutes."""
+        status = json.loads(machine.run(*_curl(f"{_ETCD}/v3/maintenance/status"), "-d", "{}"))
+        forget = json.dumps({"revision": status["header"]["revision"]})
+        machine.run(*_curl(f"{_ETCD}/v3/kv/compaction"), "-d", forget)
 
     def kubectl(self, *arguments: str, input: str | None = None, timeout: float = 180) -> str:
         return machine.run(
@@ -132,26 +150,19 @@ class Cluster:
 
 def _processes() -> list[Process]:
     kube = "--kubeconfig"
-    keys = STATE / "keys"
     return [
         Process("etcd", [
             "@etcd", "--data-dir", f"{STATE}/etcd", "--unsafe-no-fsync", "--listen-client-urls", _ETCD,
             "--advertise-client-urls", _ETCD, "--listen-peer-urls", "http://127.0.0.1:12380",
             "--log-level", "warn",
         ]),
-        Process("kube-apiserver", [
-            "@kube-apiserver", "--etcd-servers", _ETCD, "--advertise-address", NODE_IP, "--bind-address", "0.0.0.0",
-            "--secure-port", "6443", "--cert-dir", f"{STATE}/certificates", "--service-cluster-ip-range",
-            SERVICE_NETWORK, "--authorization-mode", "Node,RBAC", "--token-auth-file", f"{STATE}/tokens.csv",
-            "--service-account-issuer", "https://kubernetes.default.svc", "--service-account-key-file",
-            f"{keys}/service-account.pub", "--service-account-signing-key-file", f"{keys}/service-account.key",
-            "--allow-privileged", "--kubelet-preferred-address-types", "InternalIP",
-        ]),
+        Process("kube-apiserver", _api_server(6443, "/registry")),
+        Process("bare-apiserver", _api_server(BARE_PORT, "/bare")),
         Process("containerd", ["containerd", "--config", f"{STATE}/containerd.toml"]),
         Process("kube-controller-manager", [
             "@kube-controller-manager", kube, f"{STATE}/controller.kubeconfig", "--leader-elect=false",
             "--root-ca-file", f"{STATE}/certificates/apiserver.crt", "--use-service-account-credentials=false",
-            "--service-account-private-key-file", f"{keys}/service-account.key",
+            "--service-account-private-key-file", f"{STATE}/keys/service-account.key",
         ]),
         Process("kube-scheduler", [
             "@kube-scheduler", kube, f"{STATE}/scheduler.kubeconfig", "--leader-elect=false",
@@ -173,6 +184,18 @@ def _processes() -> list[Process]:
             "@prometheus", f"--config.file={STATE}/prometheus.yaml", f"--storage.tsdb.path={STATE}/prometheus",
             "--web.listen-address", f"{NODE_IP}:{PROMETHEUS_PORT}",
         ]),
+    ]  # fmt: skip
+
+
+def _api_server(port: int, prefix: str) -> list[str]:
+    keys = STATE / "keys"
+    return [
+        "@kube-apiserver", "--etcd-servers", _ETCD, "--etcd-prefix", prefix, "--advertise-address", NODE_IP,
+        "--bind-address", "0.0.0.0", "--secure-port", str(port), "--cert-dir", f"{STATE}/certificates",
+        "--service-cluster-ip-range", SERVICE_NETWORK, "--authorization-mode", "Node,RBAC", "--token-auth-file",
+        f"{STATE}/tokens.csv", "--service-account-issuer", "https://kubernetes.default.svc",
+        "--service-account-key-file", f"{keys}/service-account.pub", "--service-account-signing-key-file",
+        f"{keys}/service-account.key", "--allow-privileged", "--kubelet-preferred-address-types", "InternalIP",
     ]  # fmt: skip
 
 
@@ -207,9 +230,9 @@ def _write_kubeconfigs() -> None:
         path.chmod(0o600)
 
 
-def kubeconfig(token: str, namespace: str = "default") -> dict[str, Any]:
+def kubeconfig(token: str, namespace: str = "default", port: int = 6443) -> dict[str, Any]:
     """A kubeconfig of the cluster for whoever has this token."""
-    server = {"server": SERVER, "certificate-authority": f"{STATE}/certificates/apiserver.crt"}
+    server = {"server": f"https://{NODE_IP}:{port}", "certificate-authority": f"{STATE}/certificates/apiserver.crt"}
     return {
         "apiVersion": "v1", "kind": "Config", "current-context": "kubealign",
         "clusters": [{"name": "kubealign", "cluster": server}],
@@ -283,9 +306,10 @@ _KUBELET = {
     "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
     "failSwapOn": False,
     "imageGCHighThresholdPercent": 100,
-    "localStorageCapacityIsolation": False,
+    "localStorageCapacityIsolation": True,
     "oomScoreAdj": 0,
     "resolvConf": "",
+    "volumeStatsAggPeriod": "5s",  # how soon a pod that has filled its volume is noticed
 }
 
 _COREFILE = f"""cluster.local:53 {{
@@ -312,6 +336,8 @@ scrape_configs:
       - source_labels: [__meta_kubernetes_pod_phase]
         regex: Succeeded|Failed
         action: drop
+      - source_labels: [__meta_kubernetes_namespace]
+        target_label: namespace
       - source_labels: [__meta_kubernetes_pod_name]
         target_label: pod
 """

@@ -58,8 +58,34 @@ def from_program(image: str, name: str, *, path: str, files: dict[str, Path] | N
     return image
 
 
+def derived(image: str, base: str, files: dict[str, Path], environment: dict[str, str] | None = None) -> str:
+    """An image of ours with something wrong in it: files on top, and variables."""
+    with locked("images"):
+        container = _buildah("from", "--pull-never", base).strip()
+        try:
+            for inside, outside in files.items():
+                _buildah("copy", "-q", container, str(outside.resolve()), inside)
+            for name, value in (environment or {}).items():
+                _buildah("config", "--env", f"{name}={value}", container)
+            _buildah("commit", "-q", container, image)
+        finally:
+            _buildah("rm", container)
+    return image
+
+
+def config(image: str) -> dict[str, Any]:
+    """What an image says of itself: labels, user, entry point."""
+    found: dict[str, Any] = json.loads(_buildah("inspect", "--type", "image", image))["OCIv1"]["config"]
+    return found
+
+
 def load(cluster: Cluster, *images: str) -> None:
     """Give images to the cluster's containerd, those that it has not; a layer goes once, however many share it."""
+    with locked("load"):
+        _load(cluster, *images)
+
+
+def _load(cluster: Cluster, *images: str) -> None:
     record = CONTAINERD / "loaded.json"
     loaded: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
     there = cluster.ctr("images", "list", "-q").split()

@@ -15,6 +15,8 @@ NODE_IP = "10.244.0.1"  # of the bridge: the node, the API server, the name serv
 POD_NETWORK = "10.244.0.0/24"
 SERVICE_NETWORK = "10.96.0.0/16"
 
+_TABLES = ("filter", "nat", "mangle")
+
 # Debian's package -> a program that it brings.
 _PACKAGES = {
     "buildah": "buildah", "conntrack": "conntrack", "containerd": "containerd",
@@ -37,17 +39,17 @@ def check() -> None:
         raise CannotRun(f"needs {', '.join(_missing())}, and this is no Debian to install them on")
 
 
-def install() -> None:
-    """Debian's packages, where they are missing."""
-    if missing := _missing():
+def install(packages: dict[str, str] = _PACKAGES) -> None:
+    """Debian's packages (name -> a file that it brings), where they are missing."""
+    if missing := _missing(packages):
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         run("apt-get", "update", "-q", env=environment)
         # Its service would start a containerd of its own; only the program is wanted.
         run("apt-get", "install", "-yq", "--no-install-recommends", *missing, env=environment)
 
 
-def _missing() -> list[str]:
-    return [name for name, found in _PACKAGES.items() if shutil.which(found) is None]
+def _missing(packages: dict[str, str] = _PACKAGES) -> list[str]:
+    return [name for name, found in packages.items() if shutil.which(found) is None and not Path(found).is_file()]
 
 
 def network_up() -> None:
@@ -64,11 +66,15 @@ def network_down() -> None:
     if Path(f"/sys/class/net/{BRIDGE}").exists():
         run("ip", "link", "delete", BRIDGE)
     # Rules of kube-proxy and of the CNI plug-ins name themselves.
-    for table in ("filter", "nat", "mangle"):
+    for table in _TABLES:
         saved = run("iptables-save", "-t", table).splitlines()
-        kept = [line for line in saved if not any(mark in line for mark in ("KUBE-", "CNI-", POD_NETWORK))]
+        kept = [line for line in saved if not _of_cluster(line)]
         if kept != saved:
             subprocess.run(["iptables-restore"], input="\n".join(kept) + "\n", text=True, check=True)
+
+
+def _of_cluster(rule: str) -> bool:
+    return any(mark in rule for mark in ("KUBE-", "CNI-", POD_NETWORK))
 
 
 def unmount_below(folder: Path) -> None:
@@ -81,6 +87,30 @@ def pods_networks_down() -> None:
     """The network namespaces that the CNI left behind; only those that a plug-in of ours named."""
     for found in Path("/run/netns").glob("cni-*"):
         subprocess.run(["ip", "netns", "delete", found.name], check=False, capture_output=True)
+
+
+def processes_of(folder: Path) -> list[int]:
+    """The ids of processes that were started with something in this folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"{folder}/".encode() in (process / "cmdline").read_bytes() and int(process.name) != os.getpid():
+                found.append(int(process.name))
+    return found
+
+
+def leftovers() -> list[str]:
+    """What a cluster that is down should have taken with it."""
+    rules = [line for table in _TABLES for line in run("iptables-save", "-t", table).splitlines() if _of_cluster(line)]
+    mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    return [
+        *(f"the bridge {BRIDGE}" for _ in range(Path(f"/sys/class/net/{BRIDGE}").exists())),
+        *(f"the rule {rule}" for rule in rules),
+        *(f"the mount {mount}" for mount in mounts if mount.startswith((f"{STATE}/", f"{CONTAINERD}/"))),
+        *(f"the network namespace {path.name}" for path in Path("/run/netns").glob("cni-*")),
+        *(f"the control group {path}" for path in Path("/sys/fs/cgroup").glob("*/kubepods")),
+        *(f"process {number}" for number in processes_of(STATE)),
+    ]
 
 
 def run(*command: str, env: dict[str, str] | None = None, input: str | None = None, timeout: float = 600) -> str:

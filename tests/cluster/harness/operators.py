@@ -17,6 +17,12 @@ TRAINING_OPERATOR = "localhost/kubealign-test/training-operator:1.9.4"
 JOBSET = "localhost/kubealign-test/jobset:0.12.0"
 TRAINER = "localhost/kubealign-test/trainer:2.3.0"
 KUEUE = "localhost/kubealign-test/kueue:0.15.2"
+# Namespace and name of each one's deployment.
+_TRAINING_OPERATOR = ("kubeflow", "training-operator")
+_JOBSET = ("jobset-system", "jobset-controller-manager")
+_TRAINER = ("kubeflow-system", "kubeflow-trainer-controller-manager")
+_KUEUE = ("kueue-system", "kueue-controller-manager")
+KUEUE_API = "kueue.x-k8s.io/v1beta2"
 
 # The operator's own waits with nslookup, which our base has not.
 _INIT_CONTAINER = """
@@ -33,6 +39,8 @@ _INIT_CONTAINER = """
 
 def training_operator(cluster: Cluster) -> None:
     """kubeflow.org/v1 PyTorchJob."""
+    if _runs(cluster, *_TRAINING_OPERATOR):
+        return
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as template:
         template.write(_INIT_CONTAINER)
         template.flush()
@@ -48,11 +56,13 @@ def training_operator(cluster: Cluster) -> None:
             container["image"], container["imagePullPolicy"] = TRAINING_OPERATOR, "Never"
             container["args"] = ["--enable-scheme=pytorchjob", f"--pytorch-init-container-image={images.BASE}"]
             container["readinessProbe"] |= {"initialDelaySeconds": 1, "periodSeconds": 2}
-    _install(cluster, objects, "kubeflow", "training-operator")
+    _install(cluster, objects, *_TRAINING_OPERATOR)
 
 
 def trainer(cluster: Cluster) -> None:
     """trainer.kubeflow.org/v1alpha1 TrainJob, on JobSet."""
+    if _runs(cluster, *_TRAINER):
+        return
     images.from_program(JOBSET, "jobset", path="/manager")
     images.from_program(TRAINER, "trainer", path="/manager")
     images.load(cluster, JOBSET, TRAINER)
@@ -60,17 +70,19 @@ def trainer(cluster: Cluster) -> None:
     for found in objects:
         if found["kind"] == "Deployment":
             _use(found, JOBSET)
-    _install(cluster, objects, "jobset-system", "jobset-controller-manager")
+    _install(cluster, objects, *_JOBSET)
     manifests = source("trainer", "github.com/kubeflow/trainer/v2") / "manifests"
     objects = _rendered(cluster, manifests, "overlays/manager", without="../../third-party/jobset")
     for found in objects:
         if found["kind"] == "Deployment":
             _use(found, TRAINER)
-    _install(cluster, objects, "kubeflow-system", "kubeflow-trainer-controller-manager")
+    _install(cluster, objects, *_TRAINER)
 
 
 def kueue(cluster: Cluster) -> None:
     """Queues, for PyTorchJobs."""
+    if _runs(cluster, *_KUEUE):
+        return
     images.from_program(KUEUE, "kueue", path="/manager")
     images.load(cluster, KUEUE)
     objects = _rendered(cluster, source("kueue", "sigs.k8s.io/kueue") / "config", "default")
@@ -88,7 +100,15 @@ def kueue(cluster: Cluster) -> None:
             settings["integrations"] = {"frameworks": ["kubeflow.org/pytorchjob"]}
             found["data"]["controller_manager_config.yaml"] = yaml.safe_dump(settings)
         kept.append(found)
-    _install(cluster, kept, "kueue-system", "kueue-controller-manager")
+    _install(cluster, kept, *_KUEUE)
+
+
+def _runs(cluster: Cluster, namespace: str, deployment: str) -> bool:
+    try:
+        cluster.kubectl("-n", namespace, "rollout", "status", f"deployment/{deployment}", "--timeout=1s")
+    except RuntimeError:
+        return False
+    return True
 
 
 def _of_kueue(hook: dict[str, Any]) -> bool:
