@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from tests.cluster.harness import images, machine, operators
-from tests.cluster.harness.__main__ import up
+from tests.cluster.harness.__main__ import FAILED, up
 from tests.cluster.harness.cluster import KUBECONFIG, S3, S3_KEY, S3_SECRET, Cluster
 from tests.cluster.harness.machine import STATE, CannotRun
 from tests.cluster.harness.processes import until
@@ -26,6 +26,14 @@ from tests.s3 import S3Server
 HOUSE = Path(__file__).resolve().parents[2]
 INFRA = HOUSE / "infra" / "kubernetes"
 SERVER = S3Server(S3, S3_KEY, S3_SECRET, STATE / "s3")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note what failed, for make test-cluster; of the workers' tests the main process hears too."""
+    path = os.environ.get(FAILED)
+    if path and report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(f"{report.nodeid}\n")
 
 
 @pytest.fixture(scope="session")

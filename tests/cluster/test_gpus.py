@@ -1,7 +1,9 @@
 """The node's eight GPUs, and who gets them: too many asked for, taken by a higher priority, shared out by a queue."""
 
+import json
 import re
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -94,6 +96,38 @@ def test_node_that_no_label_fits_is_told(place: Place, inputs: dict[str, str]) -
     launcher.wait_for("is pending: .*didn't match Pod's node affinity/selector", 30)
     assert launcher.end(60) == 1, launcher.output
     assert place.get("pytorchjobs") == []
+
+
+@pytest.fixture
+def tainted_node(cluster: Cluster) -> Iterator[str]:
+    """A second node with GPUs that only those may use who tolerate its taint; it is no machine, so no pod ever runs."""
+    taint = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
+    node = {"metadata": {"name": "node2", "labels": {"accelerator": "t4"}}, "spec": {"taints": [taint]}}
+    cluster.apply({"apiVersion": "v1", "kind": "Node", **node})
+    room = {"cpu": "8", "memory": "16Gi", "pods": "10", "nvidia.com/gpu": "4"}
+    status = json.dumps({"status": {"capacity": room, "allocatable": room}})
+    cluster.kubectl("patch", "node", "node2", "--subresource=status", "--type=merge", "-p", status)
+    yield "node2"
+    cluster.kubectl("delete", "node", "node2")
+
+
+def test_tainted_node_takes_the_steps_that_ask_for_its_gpus(
+    place: Place, inputs: dict[str, str], tainted_node: str
+) -> None:
+    away = [{"key": f"node.kubernetes.io/{state}", "operator": "Exists"} for state in ("not-ready", "unreachable")]
+    there = ('resources.node_selector={"accelerator": "t4"}', f"resources.tolerations={json.dumps(away)}")
+    without = place.step("sft", "without", inputs, *SHORT, *there)
+    without.wait_for("is pending: .*untolerated taint", 40)
+    asks = place.step("sft", "asks", inputs, *SHORT, *there, "resources.gpus=1")
+    until(
+        "a pod on the node",
+        lambda: [pod for pod in place.get("pods") if pod["spec"].get("nodeName") == tainted_node],
+        60,
+    )
+    for launcher in (without, asks):
+        launcher.send(signal.SIGTERM)
+        assert launcher.end() == 143, launcher.output
+    place.kubectl("delete", "pods", "--all", "--force", "--grace-period=0")  # no kubelet there ends them
 
 
 def test_job_preempted_by_a_higher_priority_goes_on_after_it(place: Place, inputs: dict[str, str]) -> None:
