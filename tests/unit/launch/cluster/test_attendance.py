@@ -200,13 +200,14 @@ def test_time_in_a_queue_does_not_count_as_pending(monkeypatch: pytest.MonkeyPat
     assert backend.deleted == ["sft-" + attendance._job.name.split("-")[1] + "-0"]
 
 
-def test_launcher_that_was_told_to_stop_stops_though_something_caught_it() -> None:
+def test_launcher_that_was_told_to_stop_stops_though_something_caught_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def check() -> None:
         raise Cancelled("sft was cancelled")
 
     backend, attendance = attend()
-    backend.say("Created", "Running")
-    attendance._check = check
     backend.watches = lambda *_: contextlib.nullcontext()  # type: ignore[attr-defined]
+    looks = iter([False, True])  # the job would end well at the second look
+    monkeypatch.setattr(attendance, "_ended", lambda: next(looks))
+    monkeypatch.setattr(attendance, "_check", check)
     with pytest.raises(Cancelled):
         attendance.to_the_end()
