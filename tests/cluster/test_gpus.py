@@ -146,8 +146,8 @@ def test_job_preempted_by_a_higher_priority_goes_on_after_it(place: Place, input
 
 
 def test_full_queue_is_told_and_its_time_does_not_count(queued: Place, inputs: dict[str, str]) -> None:
-    first = queued.step("sft", "first", inputs, *LONG, ALL_GPUS, "resources.queue=train")
-    first.wait_for("step 1/160")
+    first = queued.step("sft", "first", inputs, *LONG, "steps=1000", ALL_GPUS, "resources.queue=train")
+    first.wait_for("step 1/1000")
     second = queued.step(
         "sft", "second", inputs, *SHORT, ALL_GPUS, "resources.queue=train", "resources.pending_timeout_seconds=15"
     )

@@ -18,7 +18,7 @@ HOUSE = HERE.parents[1]
 FAILED = "KUBEALIGN_FAILED"  # where conftest.py writes the names of tests that failed
 _WORKERS = 2  # of two cores; while one waits for a time limit, the other works
 # The longest first, so that nobody waits for them at the end.
-_ORDER = ("test_end_to_end.py", "test_trainjob.py", "test_jobs.py", "test_gpus.py", "test_faults.py")
+_ORDER = ("test_end_to_end.py", "test_jobs.py", "test_gpus.py", "test_end_to_end_trainjob.py", "test_trainjob.py")
 
 
 def main() -> int:
