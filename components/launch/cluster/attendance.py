@@ -150,7 +150,7 @@ class Attendance:
 
     def _known(self, objects: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         with self._lock:
-            return [item for item in objects.values() if _last_time(item) >= self._since]
+            return [item for item in objects.values() if (reasons.last_seen(item) or "~") >= self._since]
 
     def _limits(self, state: JobState, pods: list[dict[str, Any]]) -> None:
         """Say what the job waits for, and end it where it has waited or run for too long."""
@@ -191,12 +191,6 @@ class Attendance:
         except KubealignError as failed:
             log.warning("%s may still run: %s", self._job.name, failed)
         raise error
-
-
-def _last_time(item: dict[str, Any]) -> str:
-    """When an event was last seen, or a pod was made."""
-    stamp: str = item.get("lastTimestamp") or item.get("eventTime") or item["metadata"].get("creationTimestamp") or "~"
-    return stamp
 
 
 class _Clock:

@@ -42,7 +42,7 @@ def pending(pods: Sequence[Pod], events: Sequence[dict[str, Any]]) -> str:
                 return f"{name}: {condition.get('reason', '')}: {condition.get('message', '')}"
     warnings = [event for event in events if event.get("type") == "Warning" or event.get("reason") == "Pending"]
     if warnings:
-        last = max(warnings, key=_time)
+        last = max(warnings, key=last_seen)
         involved = last.get("involvedObject", {})
         return f"{involved.get('name', '')}: {last.get('reason', '')}: {' '.join(last.get('message', '').split())}"
     return ""
@@ -60,6 +60,12 @@ def hopeless(pods: Sequence[Pod], events: Sequence[dict[str, Any]]) -> str:
             if waiting.get("reason") in HOPELESS:
                 return f"{pod['metadata']['name']}: {waiting['reason']}: {waiting.get('message', '')}"
     return ""
+
+
+def last_seen(item: dict[str, Any]) -> str:
+    """When an event was last seen, or any other object was made; "" where it does not say."""
+    stamp: str = item.get("lastTimestamp") or item.get("eventTime") or item["metadata"].get("creationTimestamp") or ""
+    return stamp
 
 
 def seconds_since_start(pods: Sequence[Pod]) -> float:
@@ -186,7 +192,3 @@ def _failed(status: dict[str, Any]) -> bool:
 def _container_statuses(pod: Pod) -> list[dict[str, Any]]:
     status = pod.get("status", {})
     return [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
-
-
-def _time(event: dict[str, Any]) -> str:
-    return event.get("lastTimestamp") or event.get("eventTime") or event["metadata"].get("creationTimestamp") or ""
