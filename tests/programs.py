@@ -6,6 +6,7 @@
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import os
 import shutil
@@ -26,7 +27,10 @@ class CannotBuild(Exception):
 
 @dataclass(frozen=True)
 class Module:
-    """One folder of tests/tools: the program's name -> the package that it is made from."""
+    """One folder of tests/tools: the program's name -> the package that it is made from.
+
+    Programs that stand on the same libraries share a module, so that these are compiled once.
+    """
 
     packages: dict[str, str]
     ldflags: str = ""
@@ -37,24 +41,30 @@ _KUBERNETES = ("kube-apiserver", "kube-controller-manager", "kube-proxy", "kube-
 _VERSION = "k8s.io/component-base/version"
 
 MODULES = {
-    "coredns": Module({"coredns": "github.com/coredns/coredns"}),
-    "etcd": Module({"etcd": "go.etcd.io/etcd/server/v3"}),
-    "jobset": Module({"jobset": "sigs.k8s.io/jobset"}),
     "kubernetes": Module(
-        {name: f"k8s.io/kubernetes/cmd/{name}" for name in _KUBERNETES},
+        {
+            **{name: f"k8s.io/kubernetes/cmd/{name}" for name in _KUBERNETES},
+            "etcd": "go.etcd.io/etcd/server/v3",
+            "coredns": "kubealign.local/tests/kubernetes/coredns",
+            "kueue": "sigs.k8s.io/kueue/cmd/kueue",
+        },
         ldflags=f"-X {_VERSION}.gitVersion=v1.34.4 -X {_VERSION}.gitMajor=1 -X {_VERSION}.gitMinor=34",
     ),
-    "kueue": Module({"kueue": "sigs.k8s.io/kueue/cmd/kueue"}),
+    "operators": Module(
+        {
+            "training-operator": "github.com/kubeflow/training-operator/cmd/training-operator.v1",
+            "jobset": "sigs.k8s.io/jobset",
+            "trainer": "github.com/kubeflow/trainer/v2/cmd/trainer-controller-manager",
+        }
+    ),
     "pause": Module({"pause": "kubealign.local/tests/pause"}),
     "prometheus": Module(
         {"prometheus": "github.com/prometheus/prometheus/cmd/prometheus"}, tags="remove_all_sd,enable_kubernetes_sd"
     ),
-    "trainer": Module({"trainer": "github.com/kubeflow/trainer/v2/cmd/trainer-controller-manager"}),
-    "training-operator": Module(
-        {"training-operator": "github.com/kubeflow/training-operator/cmd/training-operator.v1"}
-    ),
     "versitygw": Module({"versitygw": "github.com/versity/versitygw/cmd/versitygw"}),
 }
+CLUSTER = (*_KUBERNETES, "etcd", "coredns", "versitygw", "pause", "training-operator")
+"""What every cluster of the tests runs; the rest is built when a test wants it."""
 
 
 @contextlib.contextmanager
@@ -67,14 +77,14 @@ def locked(name: str) -> Iterator[None]:
 
 
 def program(name: str) -> Path:
-    """The program's path; builds its module where it is not there. One process builds, others wait for the lock."""
+    """The program's path; builds it where it is not there. One process builds, others wait for the lock."""
     label, module = next((label, module) for label, module in MODULES.items() if name in module.packages)
-    folder = CACHE / "bin" / f"{label}-{_pins(label)}"
-    if not (folder / name).exists():
+    path = CACHE / "bin" / f"{label}-{_pins(label)}" / name
+    if not path.exists():
         with locked(label):
-            if not (folder / name).exists():
-                _build(label, module, folder)
-    return folder / name
+            if not path.exists():
+                _build(label, module, path)
+    return path
 
 
 def source(label: str, package: str) -> Path:
@@ -86,32 +96,32 @@ def source(label: str, package: str) -> Path:
     return Path(found.strip())
 
 
+@functools.cache
 def _pins(label: str) -> str:
     folder, module = TOOLS / label, MODULES[label]
     digest = hashlib.sha256(f"{module}".encode())
-    for path in sorted(folder.iterdir()):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 
-def _build(label: str, module: Module, folder: Path) -> None:
-    print(f"building {', '.join(module.packages)} ...", flush=True)
+def _build(label: str, module: Module, path: Path) -> None:
+    print(f"building {path.name} ...", flush=True)
     started = time.monotonic()
-    draft = folder.with_name(f"{folder.name}.{os.getpid()}")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    for name, package in module.packages.items():
-        flags = ["-trimpath", "-ldflags", f"-s -w {module.ldflags}".strip(), "-tags", module.tags]
-        _go(["build", "-mod=readonly", *flags, "-o", str(draft / name), package], label)
-    shutil.rmtree(folder, ignore_errors=True)
-    draft.replace(folder)
-    print(f"built in {time.monotonic() - started:.0f} s", flush=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    flags = ["-trimpath", "-ldflags", f"-s -w {module.ldflags}".strip(), "-tags", module.tags]
+    # Compiled in a third less time: no inlining, no debug data. These programs are built more than they run.
+    flags += ["-gcflags", "all=-l -dwarf=false"]
+    _go(["build", "-mod=readonly", *flags, "-o", str(draft), module.packages[path.name]], label)
+    draft.replace(path)
+    print(f"built {path.name} in {time.monotonic() - started:.0f} s", flush=True)
 
 
 def _go(arguments: list[str], label: str) -> str:
     if shutil.which("go") is None:
         raise CannotBuild("there is no Go on PATH to build it with")
-    environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off"}
+    environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off", "GOGC": "800"}
     done = subprocess.run(
         ["go", *arguments], cwd=TOOLS / label, env=environment, capture_output=True, text=True, timeout=_BUILD_SECONDS,
         check=False,

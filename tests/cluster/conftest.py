@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from tests.cluster.harness import images, machine, operators
-from tests.cluster.harness.__main__ import FAILED, up
+from tests.cluster.harness.__main__ import FAILED, SHARED, up
 from tests.cluster.harness.cluster import KUBECONFIG, S3, S3_KEY, S3_SECRET, Cluster
 from tests.cluster.harness.machine import STATE, CannotRun
 from tests.cluster.harness.processes import until
@@ -54,6 +54,13 @@ def cluster() -> Iterator[Cluster]:
     finally:
         if not was_up:
             found.down()
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all workers, and for all runs of pytest in one make test-cluster."""
+    own = tmp_path_factory.getbasetemp()
+    return Path(os.environ.get(SHARED) or (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from components.core import store
 from components.core.chatml import ChatTokenizer
@@ -34,28 +35,49 @@ def inputs(
     return {"base_model": f"{shared_place.root}/model", "data": f"{shared_place.root}/published"}
 
 
+class Undisturbed(BaseModel):
+    """The run in two pods that nothing disturbs: what the disturbed ones must equal."""
+
+    result: StepResult
+    output: str
+    started: set[str]
+    """Names of the containers' pods, init containers' too."""
+    warnings: list[str]
+    """Reasons of events that warn."""
+
+
 @pytest.fixture(scope="module")
-def whole(
-    shared_place: Place, inputs: dict[str, str], tmp_path_factory: pytest.TempPathFactory, worker_id: str
-) -> StepResult:
-    """The uninterrupted run that the interrupted ones must equal; one for all workers."""
-    own = tmp_path_factory.getbasetemp()
-    path = (own if worker_id == "master" else own.parent) / "whole.json"
+def whole(shared_place: Place, inputs: dict[str, str], shared_folder: Path) -> Undisturbed:
+    """One for all workers."""
+    path = shared_folder / "whole.json"
     with locked("whole"):
         if not path.exists():
             launcher = shared_place.step("sft", "whole", inputs, *TWO_PODS, *LONG)
             assert launcher.end() == 0, launcher.output
             result = read_result(f"{shared_place.root}/whole")
             assert result is not None
-            path.write_text(result.model_dump_json())
-        return StepResult.model_validate_json(path.read_bytes())
+            events = shared_place.get("events")
+            started = {event["involvedObject"]["name"] for event in events if event["reason"] == "Started"}
+            warnings = [event["reason"] for event in events if event["type"] == "Warning"]
+            found = Undisturbed(result=result, output=launcher.output, started=started, warnings=warnings)
+            path.write_text(found.model_dump_json())
+        return Undisturbed.model_validate_json(path.read_bytes())
 
 
-def same(place: Place, output: str, whole: StepResult) -> None:
-    """The weights are those of the uninterrupted run, to the last bit."""
+def same(place: Place, output: str, whole: Undisturbed) -> None:
+    """The weights are those of the undisturbed run, to the last bit."""
     result = read_result(f"{place.root}/{output}")
     assert result is not None
-    assert result.manifests == whole.manifests
+    assert result.manifests == whole.result.manifests
+
+
+def is_done(place: Place, inputs: dict[str, str], kind: str) -> None:
+    """Starting it again returns at once and makes no job."""
+    before = len(place.get(kind))
+    again = place.step("sft", "out", inputs, *TWO_PODS, *LONG)
+    assert again.end() == 0, again.output
+    assert "is already done" in again.output
+    assert len(place.get(kind)) == before
 
 
 def wait_for_checkpoint(place: Place, output: str, number: int) -> None:
@@ -70,30 +92,17 @@ def wait_for_checkpoint(place: Place, output: str, number: int) -> None:
     until(f"checkpoint {number}", complete, 240, pause=0.05)
 
 
-def test_step_runs_in_two_pods_streams_its_log_and_is_then_done(
-    place: Place, inputs: dict[str, str], whole: StepResult
-) -> None:
-    launcher = place.step("sft", "out", inputs, *TWO_PODS, *LONG)
-    assert launcher.end() == 0, launcher.output
-    assert "created in namespace" in launcher.output
-    assert "step 1/160: loss " in launcher.output and launcher.output.count("step 160/160: loss ") == 1
-    same(place, "out", whole)
-    result = read_result(f"{place.root}/out")
-    assert result is not None and result.versions["torch"]
-    (job,) = place.get("pytorchjobs")
-    started = {event["involvedObject"]["name"] for event in place.get("events") if event["reason"] == "Started"}
-    name = job["metadata"]["name"]
-    assert started == {f"{name}-master-0", f"{name}-worker-0"}
-    assert not [event for event in place.get("events") if event["reason"] == "SetPodTemplateRestartPolicy"]
-
-    again = place.step("sft", "out", inputs, *TWO_PODS, *LONG)
-    assert again.end() == 0, again.output
-    assert "is already done" in again.output
-    assert len(place.get("pytorchjobs")) == 1
+def test_step_runs_in_two_pods_and_streams_its_log(whole: Undisturbed) -> None:
+    assert "created in namespace" in whole.output
+    assert "step 1/160: loss " in whole.output and whole.output.count("step 160/160: loss ") == 1
+    assert whole.result.versions["torch"]
+    (name,) = {pod.rpartition("-")[0].rpartition("-")[0] for pod in whole.started}
+    assert whole.started == {f"{name}-master-0", f"{name}-worker-0"}
+    assert "SetPodTemplateRestartPolicy" not in whole.warnings
 
 
 def test_deleted_pod_costs_only_the_steps_since_the_last_checkpoint(
-    place: Place, inputs: dict[str, str], whole: StepResult
+    place: Place, inputs: dict[str, str], whole: Undisturbed
 ) -> None:
     launcher = place.step("sft", "out", inputs, *TWO_PODS, *LONG)
     wait_for_checkpoint(place, "out", 20)
@@ -117,7 +126,7 @@ def test_last_attempt_ends_in_the_exit_code_for_another_try(place: Place, inputs
 
 
 def test_killed_launcher_is_replaced_by_one_that_adopts(
-    place: Place, inputs: dict[str, str], whole: StepResult
+    place: Place, inputs: dict[str, str], whole: Undisturbed
 ) -> None:
     first = place.step("sft", "out", inputs, *TWO_PODS, *LONG)
     wait_for_checkpoint(place, "out", 20)
@@ -128,6 +137,7 @@ def test_killed_launcher_is_replaced_by_one_that_adopts(
     assert "is there already; adopted" in second.output
     assert len(place.get("pytorchjobs")) == 1
     same(place, "out", whole)
+    is_done(place, inputs, "pytorchjobs")
 
 
 def test_other_settings_in_the_same_place_are_refused(place: Place, inputs: dict[str, str]) -> None:

@@ -4,7 +4,7 @@ import signal
 
 from tests.cluster.conftest import Place, nothing_left
 from tests.cluster.harness.processes import until
-from tests.cluster.test_jobs import LONG, SHORT, TWO_PODS, inputs, same, wait_for_checkpoint, whole
+from tests.cluster.test_jobs import LONG, SHORT, TWO_PODS, inputs, is_done, same, wait_for_checkpoint, whole
 
 __all__ = ["inputs", "whole"]
 
@@ -15,27 +15,19 @@ def pods(place: Place) -> dict[str, str]:
     return {pod["metadata"]["annotations"][label]: pod["metadata"]["name"] for pod in place.get("pods")}
 
 
-def test_step_has_the_weights_of_the_other_backend(trainjobs: Place, inputs, whole) -> None:
-    """Found by `auto`? No: where there are both kinds, auto takes the older one; this asks for a TrainJob by name."""
-    launcher = trainjobs.step("sft", "out", inputs, *TWO_PODS, *LONG)
-    assert launcher.end() == 0, launcher.output
-    assert "step 160/160: loss " in launcher.output
-    assert set(pods(trainjobs)) == {"0", "1"}
-    same(trainjobs, "out", whole)
-    nothing_left(trainjobs)
-    again = trainjobs.step("sft", "out", inputs, *TWO_PODS, *LONG)
-    assert again.end() == 0 and "is already done" in again.output
-
-
 def test_deleted_pod_costs_only_the_steps_since_the_last_checkpoint(trainjobs: Place, inputs, whole) -> None:
+    """And the weights are those that the other backend's undisturbed run has."""
     launcher = trainjobs.step("sft", "out", inputs, *TWO_PODS, *LONG)
     wait_for_checkpoint(trainjobs, "out", 20)
+    assert set(pods(trainjobs)) == {"0", "1"}
     trainjobs.kubectl("delete", "pod", pods(trainjobs)["1"], "--wait=false")
     assert launcher.end() == 0, launcher.output
     assert "starting again from the last checkpoint" in launcher.output
+    assert "step 160/160: loss " in launcher.output
     assert len(trainjobs.get("trainjobs")) == 2
     same(trainjobs, "out", whole)
     nothing_left(trainjobs)
+    is_done(trainjobs, inputs, "trainjobs")
 
 
 def test_killed_launcher_is_replaced_and_a_cancelled_one_deletes_its_job(trainjobs: Place, inputs) -> None:

@@ -1,9 +1,13 @@
-"""The demo itself, every step real, at a minute's size: the newcomer's command from profile to report."""
+"""The demo itself, every step real: the newcomer's command from profile to report.
+
+At a minute's size; or, with KUBEALIGN_LOCAL_RUN, the finished run of `make demo` that it names.
+"""
 
 import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +47,40 @@ def leaf(figures: dict[str, Any], path: str) -> Any:
     return figures
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A finished run and what started it."""
+
+    root: Path
+    profile: str
+    id: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "runs" / self.id
+
+    def again(self) -> subprocess.CompletedProcess[str]:
+        return kubealign(
+            "run", "--profile", self.profile, "--root", str(self.root), "--run", self.id, "--seed", str(self.seed)
+        )
+
+
 @pytest.fixture(scope="module")
-def small_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(root, profile) of a finished run."""
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    if there := os.environ.get("KUBEALIGN_LOCAL_RUN"):
+        return Finished(Path(there).parents[1], "demo", Path(there).name, 0)
     folder = tmp_path_factory.mktemp("demo")
     profile = folder / "small.yaml"
     profile.write_text(PROFILE, encoding="utf-8")
-    done = kubealign("run", "--profile", str(profile), "--root", str(folder / "root"), "--run", "small", "--seed", "7")
+    run = Finished(folder / "root", str(profile), "small", 7)
+    done = run.again()
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return folder / "root", profile
+    return run
 
 
-def test_run_ends_with_a_report_and_all_its_figures(small_run: tuple[Path, Path]) -> None:
-    root, _ = small_run
-    asked = kubealign("report", "small", "--root", str(root), "--json")
+def test_run_ends_with_a_report_and_all_its_figures(finished: Finished) -> None:
+    asked = kubealign("report", finished.id, "--root", str(finished.root), "--json")
     figures = json.loads(asked.stdout)
     for step in ("base_model", "data_prep", "sft", "pmp", "reward_model", "ppo", "evaluate"):
         assert leaf(figures, f"steps.{step}.seconds") > 0
@@ -73,32 +97,28 @@ def test_run_ends_with_a_report_and_all_its_figures(small_run: tuple[Path, Path]
     for kind in ("harmful", "harmless"):
         assert {"sft", "ppo"} <= set(leaf(figures, f"refusal.{kind}"))
     assert isinstance(leaf(figures, "ppo.kl"), float)
-    html = next(root.glob("runs/small/evaluate/output/report/report.html")).read_text(encoding="utf-8")
+    html = (finished.folder / "evaluate/output/report/report.html").read_text(encoding="utf-8")
     assert "<svg" in html
     assert "http://" not in html.replace("http://www.w3.org", "")
 
 
-def test_repeated_run_skips_everything(small_run: tuple[Path, Path]) -> None:
-    root, profile = small_run
-    before = {path: path.read_bytes() for path in root.glob("runs/small/*/result.json")}
+def test_repeated_run_skips_everything(finished: Finished) -> None:
+    before = {path: path.read_bytes() for path in finished.folder.glob("*/result.json")}
     assert len(before) == 7
-    again = kubealign("run", "--profile", str(profile), "--root", str(root), "--run", "small", "--seed", "7")
+    again = finished.again()
     assert again.returncode == 0, again.stderr
-    assert {path: path.read_bytes() for path in root.glob("runs/small/*/result.json")} == before
+    assert {path: path.read_bytes() for path in finished.folder.glob("*/result.json")} == before
 
 
-def test_one_step_by_itself_judges_someones_reward_model_on_raw_files(
-    small_run: tuple[Path, Path], tmp_path: Path
-) -> None:
-    root, profile = small_run
+def test_one_step_by_itself_judges_someones_reward_model_on_raw_files(finished: Finished, tmp_path: Path) -> None:
     rows = [
         {"instruction": f"what is {i} plus one?", "output_1": "it is more.", "output_2": "no.", "preference": 1 + i % 2}
         for i in range(6)
     ]
     (tmp_path / "theirs.json").write_text(json.dumps(rows), encoding="utf-8")
-    model = root / "runs/small/reward_model/output/model"
+    model = finished.folder / "reward_model/output/model"
     done = kubealign(
-        "step", "evaluate", "--profile", str(profile), "--input", f"reward_model={model}",
+        "step", "evaluate", "--profile", finished.profile, "--input", f"reward_model={model}",
         "--input", f"comparisons={tmp_path / 'theirs.json'}", "--output", str(tmp_path / "judged"),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

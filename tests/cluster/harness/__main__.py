@@ -6,16 +6,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.cluster.harness import images, machine, operators
 from tests.cluster.harness.cluster import KUBECONFIG, Cluster
 from tests.cluster.harness.machine import CannotRun
-from tests.programs import CannotBuild
+from tests.programs import CLUSTER, CannotBuild, program
 
 HERE = Path(__file__).resolve().parents[1]
 HOUSE = HERE.parents[1]
 FAILED = "KUBEALIGN_FAILED"  # where conftest.py writes the names of tests that failed
+SHARED = "KUBEALIGN_SHARED"  # a folder for what several runs of pytest make only once
+_OPTIONAL = ("trainer", "jobset", "kueue", "prometheus")  # of some tests
 _WORKERS = 2  # of two cores; while one waits for a time limit, the other works
 # The longest first, so that nobody waits for them at the end.
 _ORDER = ("test_end_to_end.py", "test_jobs.py", "test_gpus.py", "test_end_to_end_trainjob.py", "test_trainjob.py")
@@ -56,39 +59,47 @@ def test(cluster: Cluster, options: list[str]) -> int:
     except CannotRun:
         return subprocess.call([*pytest, *files])  # every test says why it cannot run
     try:
-        up(cluster)
-        for install in (
-            operators.trainer,
-            operators.kueue,
-        ):  # not while tests run, whose jobs its webhooks would refuse
+        up(cluster, *_OPTIONAL)
+        # Not while tests run, whose jobs their webhooks would refuse.
+        for install in (operators.trainer, operators.kueue):
             with _timed(install.__name__):
                 install(cluster)
-        with tempfile.NamedTemporaryFile("r") as failed, _timed("tests side by side"):
-            environment = {**os.environ, FAILED: failed.name}
-            code = subprocess.call([*pytest, "-m", "not alone", *workers, *files], cwd=HOUSE, env=environment)
-            again = sorted(set(failed.read().splitlines()))
-        if code == 1 and again:
-            # Side by side is for speed alone: a time limit that two cores cannot keep for two is no defect.
-            print(f"once more, alone: {', '.join(again)}", flush=True)
-            code = subprocess.call([*pytest, *again], cwd=HOUSE)
-        with _timed("tests alone"):
-            return subprocess.call([*pytest, "-m", "alone", *files], cwd=HOUSE) or code
+        with tempfile.TemporaryDirectory() as shared:
+            failed = Path(shared, "failed")
+            environment = {**os.environ, SHARED: shared}
+            with _timed("tests side by side"):
+                code = subprocess.call(
+                    [*pytest, "-m", "not alone", *workers, *files], cwd=HOUSE, env={**environment, FAILED: str(failed)}
+                )
+            again = sorted(set(failed.read_text().splitlines())) if failed.exists() else []
+            if code == 1 and again:
+                # Side by side is for speed alone: a time limit that two cores cannot keep for two is no defect.
+                print(f"once more, alone: {', '.join(again)}", flush=True)
+                code = subprocess.call([*pytest, *again], cwd=HOUSE, env=environment)
+            with _timed("tests alone"):
+                return subprocess.call([*pytest, "-m", "alone", *files], cwd=HOUSE, env=environment) or code
     finally:
         if not was_up:
             cluster.down()
 
 
-def up(cluster: Cluster) -> None:
-    """The cluster with the training operator and every image of the project."""
+def up(cluster: Cluster, *optional: str) -> None:
+    """The cluster with the training operator and every image of the project; more programs are built where named."""
     with _timed("packages"):
         machine.check()
         machine.install()
+    with ThreadPoolExecutor(max_workers=1) as builder:
+        # Packing images keeps one core busy at most; meanwhile the other one compiles.
+        programs = builder.submit(lambda: [program(name) for name in (*CLUSTER, *optional)])
+        with _timed("images"):
+            ours = images.build(*images.targets())
+        with _timed("programs"):
+            programs.result()
     with _timed("control plane"):
         images.from_program(images.PAUSE, "pause", path="/pause")
         cluster.up()
-        images.load(cluster, images.PAUSE)
-    with _timed("images"):
-        images.load(cluster, images.BASE, *images.build(*images.targets()))
+    with _timed("images into containerd"):
+        images.load(cluster, images.PAUSE, images.BASE, *ours)
     with _timed("training operator"):
         operators.training_operator(cluster)
 

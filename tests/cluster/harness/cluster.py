@@ -62,7 +62,7 @@ class Cluster:
             self.start(name)
         until("the S3 server", lambda: machine.run(*_curl(f"{S3}/health")) is not None, 20)
         try:
-            until("the node", lambda: self.kubectl("get", "node", NODE), 60)
+            until("the node", self._has_registered, 60, pause=1.0)
             # What a device plug-in would do: the kubelet keeps it and the scheduler counts by it.
             gpus = [{"op": "add", "path": "/status/capacity/nvidia.com~1gpu", "value": str(GPUS)}]
             self.kubectl("patch", "node", NODE, "--subresource=status", "--type=json", "-p", json.dumps(gpus))
@@ -130,6 +130,11 @@ class Cluster:
 
     def ctr(self, *arguments: str) -> str:
         return machine.run("ctr", "--address", str(SOCKET), "-n", "k8s.io", *arguments)
+
+    def _has_registered(self) -> str:
+        # It ends where containerd has not begun to serve pods yet; a machine's own supervisor would start it again.
+        self.start("kubelet")
+        return self.kubectl("get", "node", NODE)
 
     def _allocatable(self, resource: str) -> str:
         return self.get("node", NODE)["status"]["allocatable"].get(resource, "")

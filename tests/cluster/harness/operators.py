@@ -48,7 +48,7 @@ def training_operator(cluster: Cluster) -> None:
         files = {"/etc/config/initContainer.yaml": Path(template.name)}
         images.from_program(TRAINING_OPERATOR, "training-operator", path="/manager", files=files)
     images.load(cluster, TRAINING_OPERATOR)
-    manifests = source("training-operator", "github.com/kubeflow/training-operator") / "manifests"
+    manifests = source("operators", "github.com/kubeflow/training-operator") / "manifests"
     objects = _rendered(cluster, manifests, "overlays/standalone")
     for found in objects:
         if found["kind"] == "Deployment":
@@ -66,12 +66,12 @@ def trainer(cluster: Cluster) -> None:
     images.from_program(JOBSET, "jobset", path="/manager")
     images.from_program(TRAINER, "trainer", path="/manager")
     images.load(cluster, JOBSET, TRAINER)
-    objects = _rendered(cluster, source("jobset", "sigs.k8s.io/jobset") / "config", "default")
+    objects = _rendered(cluster, source("operators", "sigs.k8s.io/jobset") / "config", "default")
     for found in objects:
         if found["kind"] == "Deployment":
             _use(found, JOBSET)
     _install(cluster, objects, *_JOBSET)
-    manifests = source("trainer", "github.com/kubeflow/trainer/v2") / "manifests"
+    manifests = source("operators", "github.com/kubeflow/trainer/v2") / "manifests"
     objects = _rendered(cluster, manifests, "overlays/manager", without="../../third-party/jobset")
     for found in objects:
         if found["kind"] == "Deployment":
@@ -85,7 +85,7 @@ def kueue(cluster: Cluster) -> None:
         return
     images.from_program(KUEUE, "kueue", path="/manager")
     images.load(cluster, KUEUE)
-    objects = _rendered(cluster, source("kueue", "sigs.k8s.io/kueue") / "config", "default")
+    objects = _rendered(cluster, source("kubernetes", "sigs.k8s.io/kueue") / "config", "default")
     kept = []
     for found in objects:
         if found["kind"] == "APIService":  # wants an API server with an aggregation layer; and nothing here reads it
