@@ -27,7 +27,7 @@ def _asked(row: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("role", ROLES)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(min_value=0, max_value=10**6))
 def test_seed_decides_the_rows(role: str, seed: int) -> None:
     assert _rows(role, seed, 12) == _rows(role, seed, 12)

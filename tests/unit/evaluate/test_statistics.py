@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from components.core.metrics import repeated_ngrams
@@ -116,14 +116,12 @@ def test_equal_seeds_draw_equal_intervals_and_others_do_not():
     assert first != mean_by_cluster(values, range(50), Resampling(1, 200), "y")
 
 
-@settings(deadline=None)
 @given(differences)
 def test_swapping_chosen_and_rejected_mirrors_the_accuracy(values: list[float]):
     there, back = outcomes(values), outcomes([-value for value in values])
     assert (there + back == 1).all()
 
 
-@settings(deadline=None)
 @given(differences, st.integers(2, 20))
 def test_calibration_counts_each_pair_once_and_stays_in_bounds(values: list[float], bins: int):
     found = calibration(values, bins)
@@ -135,7 +133,6 @@ def test_calibration_counts_each_pair_once_and_stays_in_bounds(values: list[floa
             assert row["low"] <= row["accuracy"] <= row["high"]
 
 
-@settings(deadline=None)
 @given(differences)
 def test_intervals_hold_their_value_and_stay_in_bounds(values: list[float]):
     clusters = [index // 2 for index in range(len(values))]
@@ -143,14 +140,12 @@ def test_intervals_hold_their_value_and_stay_in_bounds(values: list[float]):
     assert 0 <= found.low <= found.value <= found.high <= 1
 
 
-@settings(deadline=None)
 @given(st.permutations(range(8)))
 def test_the_order_of_responses_in_a_pair_does_not_matter_to_calibration(order: list[int]):
     values = [3.0, -1.0, 0.5, 0.0, -2.0, 1.0, 4.0, -0.1]
     assert calibration([values[i] for i in order], 5)["ece"] == pytest.approx(calibration(values, 5)["ece"])
 
 
-@settings(deadline=None)
 @given(st.floats(0, 200), st.integers(1, 200))
 def test_wilson_stays_in_bounds(share: float, count: int):
     successes = min(share, count)
