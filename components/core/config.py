@@ -179,6 +179,25 @@ class BaseModelConfig(Config):
     resources: Resources = option(Resources(), "what the step runs on", source="D")
 
 
+class Filters(Config):
+    """What policy keeps out of training. Sources that are for evaluation alone are cleaned but not filtered."""
+
+    templates: list[Literal["sft", "pmp", "reward_model", "ppo"]] = option(
+        ["sft"], "roles whose rows must not be formatted in prompt templates; tool use is exempt", source="Q §3.1.1"
+    )
+    mined_templates: int | None = option(
+        50, "a source's prompts with words around them that more of its prompts share count as templates, too",
+        source="D", unit="prompts", ge=2,
+    )  # fmt: skip
+    personal_data: Literal["keep", "mask", "drop"] = option(
+        "mask", "e-mail addresses, telephone and card numbers, secret keys", source="D, InstructGPT"
+    )
+    benchmarks: list[str] = option(
+        [], "files, folders or globs of evaluation sets; rows that share n words in a row with them go", source="Q §2.1"
+    )
+    benchmark_ngram: int = option(13, "the n of it; a Chinese character is a word", source="Q §2.1", unit="words", ge=4)
+
+
 class DataPrepConfig(Config):
     """Raw data in; checked, split, tokenised rows out."""
 
@@ -198,6 +217,7 @@ class DataPrepConfig(Config):
         None, "keep at most so many pairs a prompt", source="D", unit="pairs", ge=1
     )
     splits: Splits = option(Splits(), "train, PPO and held-out parts", source="D")
+    filters: Filters = option(Filters(), "what policy keeps out", source="Q §3.1.1 and D")
     max_rejected_ratio: float = option(
         0.5, "more rejected rows than this in one source stop the step", source="D", unit="ratio", ge=0, le=1
     )

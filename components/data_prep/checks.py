@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 
 from components.core.records import ROLES, Message
+from components.data_prep.templates import RULES as TEMPLATE_RULES
 
 
 class Reject(Exception):
@@ -27,6 +28,9 @@ EXPECTED_RULES = frozenset(
         "duplicate",
         "tie",
         "small_gap",
+        "benchmark",
+        "personal_data",
+        *TEMPLATE_RULES,
     }
 )
 

@@ -25,6 +25,7 @@ from components.data_prep.adapters import Conversation, Document, Item, Judged, 
 from components.data_prep.card import SourceCard, check_not_empty, source_names
 from components.data_prep.checks import Reject, require
 from components.data_prep.comparisons import PromptGroup, group, strict_pairs
+from components.data_prep.filters import RowFilters
 from components.data_prep.readers import RawRow
 from components.data_prep.rows import FittedPrompt, Origin, chat_row, fitted_prompt, prompt_row, text_row, to_json
 from components.data_prep.sources import heldout_keys, items
@@ -46,7 +47,7 @@ def prepare(step: Step) -> None:
     data_root = step.spec.inputs.get("data_root", "")
     tokenizer = ChatTokenizer.load(step.input("base_model"))
     held = heldout_keys(config.sources, data_root, step.spec.seed)
-    world = World(config, tokenizer, data_root, step.spec.seed, held)
+    world = World(config, tokenizer, data_root, step.spec.seed, held, RowFilters(config.filters, data_root))
     # Written beside the output and published when all of it is right; a full disk or a bad file leaves nothing behind.
     scratch = step.work / f"{TEMPORARY}data_prep"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -67,6 +68,7 @@ class World:
     data_root: str
     seed: int
     heldout_keys: frozenset[bytes]
+    filters: RowFilters
 
 
 def prepare_role(role: str, world: World, folder: Path) -> dict[str, Any]:
@@ -137,9 +139,20 @@ class SourceWork:
             self.card.rows += 1
             self._reject(raw.place, rule, raw.row if isinstance(raw.row, str) else to_json(raw.row))
 
-        for raw, item in items(self.source, self.role, self.world.data_root, self.world.seed, refused):
+        given = (self.source, self.role, self.world.data_root, self.world.seed)
+        mined = None
+        if not self.source.heldout_only:
+            mined = self.world.filters.mine((item for _, item in items(*given)), self.role)
+        for raw, item in items(*given, refused):
             self.card.rows += 1
-            yield raw, item
+            try:
+                if not self.source.heldout_only:
+                    self.world.filters.check(item, self.role, mined)
+                cleaned = self.world.filters.clean(item, self.card.notes)
+            except Reject as broken:
+                self._reject(raw.place, broken.rule, to_json(raw.row))
+                continue
+            yield raw, cleaned
 
     def _reject(self, place: str, rule: str, row: str, rows: int = 1) -> None:
         self.card.reject(rule, place, rows)

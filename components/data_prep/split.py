@@ -12,21 +12,25 @@ from components.core.config import Splits
 from components.core.records import Message
 from components.data_prep.adapters import Document, Item
 from components.data_prep.checks import Reject, normalised
+from components.data_prep.personal_data import mask
 
 _SALT = b"kubealign split 1\0"
 TRAIN, PPO, HELDOUT = "train", "ppo", "heldout"
 
 
 def key_of_messages(messages: list[Message]) -> bytes:
-    """16 bytes for the user turns, whatever their case and white space and whatever stands between them."""
-    asked = [normalised(message["content"]).casefold() for message in messages if message["role"] == "user"]
+    """16 bytes for the user turns, whatever their case and white space and whatever stands between them.
+
+    Personal data counts as masked, so that a prompt has the same part with it and without.
+    """
+    asked = [normalised(mask(message["content"])[0]).casefold() for message in messages if message["role"] == "user"]
     return _digest("\x1f".join(asked))
 
 
 def key_of(item: Item) -> bytes:
     """The prompt's key; a plain document is its own prompt."""
     if isinstance(item, Document) and not item.messages:
-        return _digest(normalised(item.text).casefold())
+        return _digest(normalised(mask(item.text)[0]).casefold())
     return key_of_messages(item.messages)
 
 

@@ -1,0 +1,88 @@
+"""What policy keeps out of training, row by row: prompt templates, texts of benchmarks, personal data."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from components.core.config import Filters
+from components.core.records import Message
+from components.data_prep.adapters import Conversation, Document, Item, Judged
+from components.data_prep.checks import Reject, require
+from components.data_prep.decontaminate import Benchmarks
+from components.data_prep.mined_templates import MinedTemplates
+from components.data_prep.personal_data import mask
+from components.data_prep.readers import read
+from components.data_prep.templates import is_tool_use, template_rule
+
+
+class RowFilters:
+    """The settings, with the benchmarks that they name read once for all roles."""
+
+    def __init__(self, config: Filters, data_root: str) -> None:
+        self.config = config
+        rows = (raw.row for path in config.benchmarks for raw in read(path, data_root))
+        self.benchmarks = Benchmarks((text for row in rows for text in _strings(row)), config.benchmark_ngram)
+
+    def mine(self, items: Iterable[Item], role: str) -> MinedTemplates | None:
+        """The templates that a source's prompts share; None where the role may have templates."""
+        limit = self.config.mined_templates
+        if limit is None or role not in self.config.templates:
+            return None
+        mined = MinedTemplates(limit)
+        for item in items:
+            if not is_tool_use(item.messages):
+                mined.add(item.messages)
+        return mined
+
+    def check(self, item: Item, role: str, mined: MinedTemplates | None) -> None:
+        """Raises Reject for a row that must not be trained on."""
+        if role in self.config.templates and not is_tool_use(item.messages):
+            rule = template_rule(item.messages) or (mined and mined.rule(item.messages))
+            if rule:
+                raise Reject(rule)
+        require(not any(map(self.benchmarks.contain, _texts(item))), "benchmark")
+
+    def clean(self, item: Item, notes: Counter[str]) -> Item:
+        """The item without personal data, counted in `notes`. Raises Reject where such rows are to be dropped."""
+        if self.config.personal_data == "keep":
+            return item
+        cleaned, found = _masked(item)
+        require(not found or self.config.personal_data == "mask", "personal_data")
+        notes.update({f"masked_{kind}": count for kind, count in found.items()})
+        return cleaned
+
+
+def _masked(item: Item) -> tuple[Item, Counter[str]]:
+    found: Counter[str] = Counter()
+
+    def masked(text: str) -> str:
+        text, kinds = mask(text)
+        found.update(kinds)
+        return text
+
+    messages: list[Message] = [{**message, "content": masked(message["content"])} for message in item.messages]
+    if isinstance(item, Judged):
+        return replace(item, messages=messages, responses=[masked(text) for text in item.responses]), found
+    if isinstance(item, Conversation):
+        return replace(item, messages=messages), found
+    found.clear()  # the text holds what the messages hold
+    return replace(item, messages=messages, text=masked(item.text)), found
+
+
+def _texts(item: Item) -> Iterator[str]:
+    if isinstance(item, Document):
+        yield item.text
+        return
+    yield from (message["content"] for message in item.messages)
+    if isinstance(item, Judged):
+        yield from item.responses
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every text of a benchmark's row, however it is nested."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _strings(inner)
