@@ -1,20 +1,17 @@
 """Benchmarks stay out of training: a row that shares n words in a row with one of theirs is refused.
 
-n is 13, as in the report (§2.1, for its instruction data). Words are runs of letters and digits without case; a
-character of a script that is written without spaces is a word by itself, so that Chinese is compared by characters.
+n is 13, as in the report (§2.1, for its instruction data). Words are those that near-duplicates are told by, without
+symbols: a character of a script that is written without spaces is a word by itself, so Chinese goes by characters.
 """
 
 import hashlib
-import re
 from collections.abc import Iterable, Iterator
 
-# Han, kana and their extensions, one by one; else a run of letters and digits.
-_ALONE = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
-_WORD = re.compile(rf"[{_ALONE}]|[^\W_{_ALONE}]+")
+from components.data_prep.near_duplicates import tokens
 
 
 def words(text: str) -> list[str]:
-    return _WORD.findall(text.casefold())
+    return [token for token in tokens(text) if token[:1].isalnum()]
 
 
 def ngrams(text: str, n: int) -> Iterator[bytes]:
