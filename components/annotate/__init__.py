@@ -1,0 +1,1 @@
+"""Sampled responses out to annotators, their scores back in. See README.md."""
