@@ -3,6 +3,7 @@
 The same Containerfiles, with a base made from Debian's packages in place of one from a registry.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -166,12 +167,20 @@ def _build(name: str, bake: dict[str, Any], made: dict[str, str]) -> None:
     cache = Path(run("sh", "-c", "echo ${UV_CACHE_DIR:-$HOME/.cache/uv}").strip())
     cache.mkdir(parents=True, exist_ok=True)
     image = _filled(target["tags"][0], values)
+    if locks := _locks(name):
+        options.append(f"--build-arg=LOCK={locks}")
     _buildah(
         "bud", "-q", "--isolation", "chroot", "--network", "host", "--layers", "--timestamp", "0", "--pull-never",
         "-v", f"{CERTIFICATES}:{CERTIFICATES}:ro", "-v", f"{cache}:/root/.cache/uv", *options,
         "-f", str(HOUSE / target["dockerfile"]), "-t", image, str(HOUSE),
     )  # fmt: skip
     made[name] = image
+
+
+def _locks(name: str) -> str:
+    """A digest of the lock files that an image installs; "" where it installs nothing of its own."""
+    found = sorted((HOUSE / "images" / name).glob("*.lock"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in found)).hexdigest() if found else ""
 
 
 def _filled(text: str, values: dict[str, str]) -> str:
