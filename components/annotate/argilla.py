@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from components.annotate.results import Answer, rejected, scores_or_fault, timestamp
-from components.annotate.tasks import Plan, Task, batches, displayable
+from components.annotate.tasks import Plan, Task, batches, displayable, displayed, score_names
 from components.core.errors import UserError
 from components.core.records import Rejected
 
@@ -59,8 +59,7 @@ def settings(responses: int, plan: Plan) -> dict[str, Any]:
 
 
 def _record(task: Task) -> dict[str, Any]:
-    turns = [{"role": turn["role"], "content": _escaped(turn["content"])} for turn in task.prompt.messages]
-    texts = {f"response_{place}": _escaped(text) for place, text in enumerate(task.shown(), start=1)}
+    turns, texts = displayed(task, _escaped)
     return {"id": task.id, "fields": {"conversation": turns, **texts}}
 
 
@@ -108,8 +107,7 @@ def _answer(record: dict[str, Any], response: dict[str, Any], task_id: str, task
         given = response.get("values")
         of = given.items() if isinstance(given, dict) else ()
         values = {name: one.get("value") for name, one in of if isinstance(one, dict)}
-        names = [f"score_{place}" for place in range(1, len(task.order) + 1)]
-        scores, fault = scores_or_fault(values, names, plan.highest)
+        scores, fault = scores_or_fault(values, score_names(task), plan.highest)
     user = response.get("user_id")
     return Answer(
         task=task_id,

@@ -13,7 +13,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from components.annotate.results import Answer, rejected, scores_or_fault, timestamp
-from components.annotate.tasks import Plan, Task, batches, displayable
+from components.annotate.tasks import Plan, Task, batches, displayable, displayed, score_names
 from components.core.errors import UserError
 from components.core.records import Rejected
 
@@ -71,8 +71,7 @@ def _json(value: object) -> str:
 
 
 def _data(task: Task) -> dict[str, Any]:
-    turns = [{"role": turn["role"], "content": displayable(turn["content"])} for turn in task.prompt.messages]
-    texts = {f"response_{place}": displayable(text) for place, text in enumerate(task.shown(), start=1)}
+    turns, texts = displayed(task)
     return {"task": task.id, "conversation": turns, **texts}
 
 
@@ -116,8 +115,7 @@ def _answer(annotation: dict[str, Any], task_id: str, task: Task | None, plan: P
     if task is not None and not fault:
         values, fault = _ratings(annotation.get("result"))
         if not fault:
-            names = [f"score_{place}" for place in range(1, len(task.order) + 1)]
-            scores, fault = scores_or_fault(values, names, plan.highest)
+            scores, fault = scores_or_fault(values, score_names(task), plan.highest)
     # Some versions and endpoints give the whole user, of whom no more than the id is kept.
     user = annotation.get("completed_by")
     user = user.get("id") if isinstance(user, dict) else user

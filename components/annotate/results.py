@@ -8,7 +8,7 @@ Which answers are given first, or twice, changes nothing. Every answer that does
 import json
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -105,9 +105,8 @@ def rating(value: object, highest: int) -> float | None:
     return float(value)
 
 
-def scores_or_fault(values: Mapping[str, object], names: Iterable[str], highest: int) -> tuple[tuple[float, ...], str]:
+def scores_or_fault(values: Mapping[str, object], names: Sequence[str], highest: int) -> tuple[tuple[float, ...], str]:
     """(the scores of these questions, "") or ((), why there are none)."""
-    names = list(names)
     if any(values.get(name) is None for name in names):
         return (), "incomplete"
     scores = [rating(values[name], highest) for name in names]

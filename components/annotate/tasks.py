@@ -7,7 +7,7 @@ known from the same rows and the same plan: tasks are made again for the import,
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,6 +143,17 @@ _NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff
 def displayable(text: str) -> str:
     """Text that every tool can store and show. The import takes the original, never this, from the task."""
     return _NOT_TEXT.sub("\ufffd", text) if text.strip() else "(empty)"
+
+
+def displayed(task: Task, show: Callable[[str], str] = displayable) -> tuple[list[Message], dict[str, str]]:
+    """(the conversation, the responses by the names of their fields), every text as `show` gives it to a tool."""
+    turns = [{"role": turn["role"], "content": show(turn["content"])} for turn in task.prompt.messages]
+    return turns, {f"response_{place}": show(text) for place, text in enumerate(task.shown(), start=1)}
+
+
+def score_names(task: Task) -> list[str]:
+    """The questions of a task, by place."""
+    return [f"score_{place}" for place in range(1, len(task.order) + 1)]
 
 
 def _fault(prompt: Sampled, seen: set[str]) -> str:

@@ -129,7 +129,7 @@ CONTENT = st.text() | st.lists(
 
 
 @given(content=CONTENT)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_text_becomes_a_control_token_and_all_text_comes_back(byte_level: ChatTokenizer, content: str) -> None:
     ids = byte_level.encode_text(content)
     assert byte_level.control_ids.isdisjoint(ids)
@@ -137,7 +137,7 @@ def test_no_text_becomes_a_control_token_and_all_text_comes_back(byte_level: Cha
 
 
 @given(contents=st.lists(CONTENT, min_size=1, max_size=5))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_conversation_has_exactly_the_turns_it_was_given(byte_level: ChatTokenizer, contents: list[str]) -> None:
     messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
     ids, labels = label_turns(byte_level.turns(messages), "assistant_only")

@@ -41,7 +41,7 @@ def test_a_row_comes_back_as_it_went(tmp_path: Path, row: Chat) -> None:
 
 
 @given(texts=st.lists(st.text(), max_size=20), batch=st.integers(1, 7))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_rows_keep_their_order_whatever_the_batch(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str], batch: int
 ) -> None:

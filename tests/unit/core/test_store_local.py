@@ -26,7 +26,7 @@ segments = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_s
 trees = st.dictionaries(
     segments, st.binary(max_size=300) | st.dictionaries(segments, st.binary(max_size=300), min_size=1)
 )
-uses_disk = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+uses_disk = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def write_tree(root: Path, tree: dict[str, bytes | dict[str, bytes]]) -> dict[str, bytes]:

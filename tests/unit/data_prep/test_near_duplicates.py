@@ -3,21 +3,18 @@
 import gzip
 import hashlib
 import json
-import os
 import random
 import unicodedata
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from components.data_prep import near_duplicates as module
 from components.data_prep.near_duplicates import BAND_VALUES, PERMUTATIONS, near_duplicates, signatures, tokens
-
-ROOT = Path(os.environ.get("KUBEALIGN_TEST_DATA", Path(__file__).parents[4] / "shared" / "data"))
+from tests.unit.data_prep.test_real_data import ROOT
 
 # So few words that rows come out the same, similar and different.
 WORDS = st.lists(st.sampled_from("abc"), max_size=6).map(" ".join)
@@ -139,7 +136,6 @@ def test_signatures_never_change_between_processes_and_versions() -> None:
     assert hashlib.sha256(signed.tobytes()).hexdigest()[:16] == "219755e4aba134a1"
 
 
-@settings(deadline=None)
 @given(texts=TEXTS, cuts=st.lists(st.integers(0, 12), max_size=3), order=st.randoms())
 def test_shards_in_any_number_and_order_give_the_same_signatures(
     texts: list[str], cuts: list[int], order: random.Random
@@ -155,7 +151,6 @@ def test_shards_in_any_number_and_order_give_the_same_signatures(
         assert np.array_equal(whole, signatures(texts))
 
 
-@settings(deadline=None)
 @given(texts=TEXTS, references=st.integers(0, 6), threshold=st.sampled_from([0.5, 0.8, 1]))
 @example(texts=[LONG, LONG, LONG[7:], LONG[14:], "a"], references=2, threshold=0.8)
 def test_the_answer_is_that_of_comparing_all_pairs(texts: list[str], references: int, threshold: float) -> None:
@@ -164,7 +159,6 @@ def test_the_answer_is_that_of_comparing_all_pairs(texts: list[str], references:
     assert near_duplicates(rows, references=references, threshold=threshold).tolist() == expected
 
 
-@settings(deadline=None)
 @given(texts=TEXTS, references=st.integers(0, 6))
 def test_the_same_text_is_always_found_and_a_reference_never_refused(texts: list[str], references: int) -> None:
     twice = [*texts, *(f"  {text.upper()}\n" if text.isascii() else text for text in texts)]
@@ -175,14 +169,12 @@ def test_the_same_text_is_always_found_and_a_reference_never_refused(texts: list
     assert all(earlier < row and answer[earlier] == -1 for row, earlier in enumerate(answer) if earlier >= 0)
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 2**32), length=st.integers(1, 40))
 def test_texts_without_a_word_in_common_all_stay(seed: int, length: int) -> None:
     texts = [" ".join(f"{seed}x{row}x{number}" for number in range(length)) for row in range(20)]
     assert found(*texts) == [-1] * 20
 
 
-@settings(deadline=None)
 @given(text=st.text())
 def test_unicode_normal_forms_and_white_space_make_no_difference(text: str) -> None:
     forms = [unicodedata.normalize(form, text) for form in ("NFC", "NFD", "NFKC", "NFKD")]

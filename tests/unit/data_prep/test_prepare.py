@@ -170,7 +170,7 @@ PROMPT = st.sampled_from([f"Question {i}" for i in range(12)])
 
 
 @given(prompts=st.lists(st.tuples(st.sampled_from(["sft", "ppo", "pmp"]), PROMPT), min_size=1), data=st.data())
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_prompt_is_in_two_parts(
     run_step: RunStep, tmp_path: Path, prompts: list[tuple[str, str]], data: st.DataObject
 ) -> None:

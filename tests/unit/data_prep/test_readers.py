@@ -120,7 +120,7 @@ VALUES = st.recursive(
 
 
 @given(rows=st.lists(st.dictionaries(st.text(max_size=4), VALUES, max_size=3), max_size=6), chunk=st.integers(1, 40))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_streamed_json_is_what_json_reads_whole(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]], chunk: int
 ) -> None:

@@ -4,7 +4,7 @@ import random
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from components.data_prep.sampling import Candidate, Caps, Sample, sample, variety
@@ -136,13 +136,11 @@ def test_an_empty_category_has_no_cap() -> None:
     assert sample(pool("a", "b", "c"), 9, Caps(category=0, source=0, language=0)).chosen == [0, 1, 2]
 
 
-@settings(deadline=None)
 @given(rows=pools(), size=st.integers(0, 35), caps=CAPS, fill=st.booleans())
 def test_the_choice_is_that_of_the_naive_passes(rows: list[Candidate], size: int, caps: Caps, fill: bool) -> None:
     assert ids(rows, sample(rows, size, caps, fill=fill)) == naive(rows, size, caps, fill)
 
 
-@settings(deadline=None)
 @given(rows=pools(), size=st.integers(0, 35), caps=CAPS, fill=st.booleans(), seed=st.randoms())
 def test_the_order_of_the_input_does_not_matter(
     rows: list[Candidate], size: int, caps: Caps, fill: bool, seed: random.Random
@@ -155,7 +153,6 @@ def test_the_order_of_the_input_does_not_matter(
     )  # fmt: skip
 
 
-@settings(deadline=None)
 @given(rows=pools())
 def test_the_first_pass_covers_every_tag_of_the_pool(rows: list[Candidate]) -> None:
     found = sample(rows, len(rows))
@@ -164,7 +161,6 @@ def test_the_first_pass_covers_every_tag_of_the_pool(rows: list[Candidate]) -> N
     assert sum(found.passes) == len(found.chosen) == sum(bool(row.tags) for row in rows)
 
 
-@settings(deadline=None)
 @given(rows=pools(), size=st.integers(0, 35), caps=CAPS, fill=st.booleans())
 def test_no_cap_is_exceeded_and_every_row_is_chosen_once(
     rows: list[Candidate], size: int, caps: Caps, fill: bool

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from components.core import endpoint
@@ -508,7 +508,6 @@ def test_the_baseline_stops_at_its_number_of_topics() -> None:
     assert LexicalTagger(most_phrases=2).tag([query]) == [["explanation", "worda", "wordb"]]
 
 
-@settings(deadline=None)
 @given(queries=st.lists(st.text(), max_size=5))
 def test_the_baseline_leaves_no_query_untagged_and_looks_at_each_alone(queries: list[str]) -> None:
     tagger = LexicalTagger()

@@ -7,7 +7,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -116,7 +116,6 @@ def test_clusters_hang_together_by_neighbours() -> None:
     assert clusters(vectors, 0.05) == [0, 0, 0, 0, 0, 5]
 
 
-@settings(deadline=None)
 @given(
     vectors=arrays(np.float32, st.tuples(st.integers(1, 12), st.just(2)), elements=st.integers(-5, 5)),
     block_rows=st.integers(1, 13),
@@ -182,7 +181,6 @@ def test_of_several_rules_the_surest_counts_and_then_the_most_frequent_right_tag
     assert associated(equal, Settings()).mapping["a"] == "b"
 
 
-@settings(deadline=None)
 @given(rows=st.lists(st.text("abcd", max_size=4), max_size=30), support=st.integers(1, 4), percent=st.integers(1, 100))
 def test_rules_are_those_that_counting_all_rows_finds(rows: list[str], support: int, percent: int) -> None:
     settings = Settings(min_support=support, min_confidence=percent / 100)
@@ -210,14 +208,12 @@ def count_pairs(rows: list[str]) -> Counter[tuple[str, str]]:
     return count_together(rows, Normalisation({tag: tag for tag in counts}, {}), counts)
 
 
-@settings(deadline=None)
 @given(rows=ROWS, seed=st.randoms())
 def test_neither_the_order_of_rows_nor_that_of_tags_matters(rows: list[list[str]], seed: random.Random) -> None:
     mixed = [seed.sample(row, len(row)) for row in seed.sample(rows, len(rows))]
     assert normalise(rows, hashed_ngrams, LOW) == normalise(mixed, hashed_ngrams, LOW)
 
 
-@settings(deadline=None)
 @given(rows=ROWS, cut=st.integers(0, 25))
 def test_the_counts_of_shards_add_up_to_those_of_the_whole(rows: list[list[str]], cut: int) -> None:
     shards = rows[:cut], rows[cut:]
@@ -227,7 +223,6 @@ def test_the_counts_of_shards_add_up_to_those_of_the_whole(rows: list[list[str]]
     assert merge_associated(merged, together, LOW) == normalise(rows, hashed_ngrams, LOW)
 
 
-@settings(deadline=None)
 @given(rows=ROWS)
 def test_frequent_tags_are_mapped_others_dropped_and_no_stage_adds_a_tag(rows: list[list[str]]) -> None:
     found = normalise(rows, hashed_ngrams, LOW)

@@ -14,7 +14,7 @@ WORDS = st.lists(
     min_size=1,
     max_size=6,
 ).map("".join)
-FEW = settings(max_examples=150, deadline=None)
+FEW = settings(max_examples=150)
 
 
 def chat(contents: list[str], system: str | None = None) -> list[Message]:

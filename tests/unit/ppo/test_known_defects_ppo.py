@@ -210,7 +210,7 @@ def test_reward_is_not_the_reward_models_score_rewardbench137(watched: Watch, gi
     scores=st.lists(st.lists(st.integers(-20, 20), min_size=2, max_size=6, unique=True), min_size=1, max_size=3),
     scale=st.sampled_from([0.25, 2.0, 64.0]), shift=st.integers(-64, 64),
 )  # fmt: skip
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_value_loss_grows_with_the_reward_scale_deepspeedexamples556(
     scores: list[list[int]], scale: float, shift: int
 ) -> None:

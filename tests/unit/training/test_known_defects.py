@@ -56,7 +56,7 @@ from tests.dumped import Dump, read, record
 from tests.steps import ORIGIN, publish_model, publish_rows, run_step, weights
 
 Trained = Callable[[str, int], Dump]
-FEW = settings(max_examples=15, deadline=None)
+FEW = settings(max_examples=15)
 ROWS = st.lists(st.lists(st.integers(33, 300), min_size=2, max_size=12), min_size=2, max_size=5)
 VOCABULARY = 320
 

@@ -24,7 +24,7 @@ from tests.dumped import Dump
 from tests.steps import run_step
 
 Trained = Callable[[str, int], Dump]
-FEW = settings(max_examples=15, deadline=None)
+FEW = settings(max_examples=15)
 ROWS = st.lists(st.lists(st.integers(33, 300), min_size=2, max_size=12), min_size=2, max_size=5)
 VOCABULARY = 320
 
