@@ -36,6 +36,7 @@ class Step:
         self.config: Any = step_config(spec.step, spec.config, where=spec.uri)
         self.rank = int(os.environ.get("RANK", "0"))
         self.cancelled = False
+        self.broken_off: Cancelled | None = None
         self._started = time.time()
         self.work = spec.work
         self.work.mkdir(parents=True, exist_ok=True)
@@ -130,6 +131,7 @@ def main(step_name: str, work: Callable[[Step], None], arguments: list[str] | No
     parser.add_argument("--spec", required=True, help="URI of the step's spec.json")
     options = parser.parse_args(arguments)
     log_to_stderr()
+    step = None
     try:
         spec = read_spec(options.spec)
         if spec.step != step_name:
@@ -141,7 +143,9 @@ def main(step_name: str, work: Callable[[Step], None], arguments: list[str] | No
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: _cancel(step))
         work(step)
-    except Exception as error:
+    except Exception as raised:
+        # Raised inside some libraries the Cancelled comes out as another exception (Thread.start: a KeyError).
+        error = step.broken_off if step and step.broken_off else raised
         if not isinstance(error, (Cancelled, UserError)):
             log.exception("%s failed", step_name)
         _say_last_words(report(error), exit_code_for(error))
@@ -152,7 +156,8 @@ def main(step_name: str, work: Callable[[Step], None], arguments: list[str] | No
 def _cancel(step: Step) -> None:
     """A trainer sees the flag at its next step and saves a checkpoint; other steps have nothing to save."""
     if step.spec.step in ("data_prep", "evaluate") or step.cancelled:
-        raise Cancelled(f"{step.spec.step} was cancelled")
+        step.broken_off = Cancelled(f"{step.spec.step} was cancelled")
+        raise step.broken_off
     step.cancelled = True
 
 

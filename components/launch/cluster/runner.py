@@ -233,11 +233,15 @@ class ClusterBackend:
         restore = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield current
-        except Cancelled:
+        except Exception as error:
+            # Raised inside some libraries the Cancelled comes out as another exception (Thread.start: a KeyError).
+            stopped = error if isinstance(error, Cancelled) else current.stopped
+            if stopped is None:
+                raise
             if current.job is not None and self.settings.delete_on_sigterm:
                 with contextlib.suppress(KubealignError):  # a creation may have been under way
                     self.delete(current.job.name)
-            raise
+            raise stopped from None
         finally:
             for number, handler in restore.items():
                 signal.signal(number, handler)
