@@ -14,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from components.core.chatml import LossMask
 from components.core.errors import UserError
 
-STEPS = ("base_model", "data_prep", "sft", "pmp", "reward_model", "ppo", "evaluate")
+# The pipeline `alignment`, in the order in which one machine runs it.
+CHAIN = ("base_model", "data_prep", "sft", "pmp", "reward_model", "ppo", "evaluate")
+STEPS = (*CHAIN, "sample_responses", "annotate")
 
 
 def option(default: Any, text: str, *, source: str, unit: str = "", **limits: Any) -> Any:
@@ -428,6 +430,118 @@ class EvaluateConfig(Config):
     resources: Resources = option(Resources(), "what the step runs on", source="D")
 
 
+class Strategy(Config):
+    """One way to sample. Its name tells it from the others in the manifest of who produced what."""
+
+    name: str = option(..., "name in the manifest", source="D", pattern=r"^[A-Za-z0-9._-]+$")
+    temperature: float = option(1.0, "sampling temperature; 0 takes the likeliest token", source="U, D", ge=0)
+    top_p: float = option(0.9, "nucleus of the sampling", source="Q §3.2.2 (of PPO)", gt=0, le=1)
+    max_new_tokens: int = option(512, "longest response", source="U, D", unit="tokens", ge=1)
+    samples: int = option(1, "responses of each model to each prompt", source="U, D", unit="responses", ge=1)
+
+    @model_validator(mode="after")
+    def _greedy_once(self) -> Self:
+        if self.temperature == 0 and self.samples > 1:
+            raise ValueError("samples must be 1 at temperature 0, which gives the same response every time")
+        return self
+
+
+class SampleResponsesConfig(Config):
+    """Responses of several models by several strategies: diversity eases annotation and helps the reward model."""
+
+    strategies: list[Strategy] = option(
+        [Strategy(name="narrow", temperature=0.7), Strategy(name="wide", top_p=1.0)],
+        "every model samples by each of them",
+        source="Q §3.2.1 (which: U)",
+        min_length=1,
+    )
+    max_prompts: int | None = option(
+        None, "take so many prompts, in the order of a seeded hash of their ids", source="D", unit="prompts", ge=1
+    )
+    heldout: bool = option(False, "held-out prompts as well, for comparisons to be judged by", source="D")
+    keep_truncated: bool = option(False, "keep responses that the length limit cut off", source="D")
+    near_duplicate: float = option(
+        0.8, "a response this similar to another one of its prompt goes; 1 removes equal ones alone", source="D",
+        unit="Jaccard similarity", gt=0, le=1,
+    )  # fmt: skip
+    responses_per_prompt: int | None = option(
+        4, "keep at most so many, the models in turn; null for all", source="U, InstructGPT 4 to 9", ge=2
+    )
+    batch_tokens: int = option(
+        16384, "rows x (longest prompt + max_new_tokens) of one batch", source="D", unit="tokens", ge=16
+    )
+    precision: Literal["fp32", "bf16"] = option("bf16", "weights and arithmetic", source="D")
+    part_prompts: int = option(
+        256, "prompts of one part; finished parts survive a kill, and ranks share parts", source="D", unit="prompts",
+        ge=1,
+    )  # fmt: skip
+    metrics_port: int = option(9464, "Prometheus port of rank 0; 0 serves none", source="D", ge=0, le=65535)
+    resources: Resources = option(Resources(), "what the step runs on", source="D")
+
+    @model_validator(mode="after")
+    def _distinct_names(self) -> Self:
+        names = [strategy.name for strategy in self.strategies]
+        if len(set(names)) < len(names):
+            raise ValueError("strategies must have different names")
+        return self
+
+
+class JudgeEndpoint(Config):
+    """An AI judge behind OpenAI's chat completions. Its key is named here, never given."""
+
+    url: str = option("", "up to /chat/completions, such as http://localhost:8000/v1", source="D")
+    model: str = option("", "the model's name there", source="D")
+    key_variable: str = option(
+        "KUBEALIGN_JUDGE_KEY", "environment variable that holds the key; none is sent while it is empty", source="D",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+    )  # fmt: skip
+    concurrency: int = option(8, "questions asked at a time", source="D", ge=1, le=256)
+    timeout_seconds: float = option(60.0, "longest wait for an answer", source="D", unit="seconds", gt=0)
+    attempts: int = option(6, "attempts at a question that a busy or broken server does not answer", source="D", ge=1)
+    longest_wait_seconds: float = option(120.0, "longest wait between two of them", source="D", unit="seconds", ge=0)
+    max_failed_share: float = option(
+        0.05, "more tasks without a verdict than this stop the step, which goes on from its journal", source="D",
+        unit="ratio", ge=0, le=1,
+    )  # fmt: skip
+
+
+class AnnotateConfig(Config):
+    """Sampled responses out to annotators, their scores back in."""
+
+    mode: Literal["export", "import", "judge", "demo"] = option(
+        "export", "tasks out; people's answers in; an AI judge; the demo world's annotators", source="Q §3.2.1"
+    )
+    tool: Literal["label_studio", "argilla"] = option("label_studio", "whose files are written and read", source="D")
+    annotators: int = option(3, "slots to fill with annotators", source="U, D", ge=1, le=1000)
+    overlap: int = option(3, "annotators of a prompt that is scored several times", source="U, D", ge=1)
+    overlap_share: float = option(
+        0.2, "share of prompts that are; one annotator for each of the others", source="U, D", unit="ratio", ge=0, le=1
+    )
+    highest: int = option(7, "scores are 1 to this", source="U, InstructGPT", ge=2, le=10)
+    guideline: str = option("", "what annotators are told; empty: ours", source="Q §3.2.1 (text: D)")
+    excluded: list[str] = option([], "annotators whose answers do not count, by the tool's name for them", source="D")
+    exclude_flagged: bool = option(False, "leave out whoever a spam check has flagged", source="D")
+    judge: JudgeEndpoint = option(JudgeEndpoint(), "the judge of mode judge", source="D")
+    resources: Resources = option(Resources(), "what the step runs on", source="D")
+
+    @model_validator(mode="after")
+    def _overlap_fits(self) -> Self:
+        if self.overlap > self.annotators:
+            raise ValueError("overlap cannot be more than annotators")
+        return self
+
+
+class PreferenceDataConfig(Config):
+    """What the pipeline `preference_data` starts from; `kubealign run --from RUN` fills it in."""
+
+    models: dict[str, str] = option({}, "URI of every model that answers, by a name of yours", source="Q §3.2.1")
+    single: str = option("sft", "the one of them that they are held against", source="D")
+    prompts: str = option("", "URI of the prompts: data_prep's output ppo", source="D")
+    start: str = option("", "URI of the model that both reward models start from: PMP's", source="Q §3.2.1")
+    demonstrations: str = option("", "URI of the sft rows, whose scores set the reward offset", source="D, OpenAI")
+    heldout: str = option("", "URI of comparisons whose held-out part judges both: data_prep's", source="D")
+
+
 STEP_CONFIGS: dict[str, type[Config]] = {
     "base_model": BaseModelConfig,
     "data_prep": DataPrepConfig,
@@ -436,6 +550,8 @@ STEP_CONFIGS: dict[str, type[Config]] = {
     "reward_model": RewardConfig,
     "ppo": PPOConfig,
     "evaluate": EvaluateConfig,
+    "sample_responses": SampleResponsesConfig,
+    "annotate": AnnotateConfig,
 }
 
 
@@ -444,6 +560,7 @@ class Profile(Config):
 
     name: str = option("custom", "name of the profile", source="D")
     description: str = option("", "one line for people", source="D")
+    pipeline: Literal["alignment", "preference_data"] = option("alignment", "which pipeline it is for", source="D")
     seed: int = option(0, "seed of the run; every random choice follows from it", source="D", ge=0, lt=2**31)
     base_model: BaseModelConfig = option(BaseModelConfig(), "the base model", source="Q §3")
     data_prep: DataPrepConfig = option(DataPrepConfig(), "the data", source="Q §3.1.1")
@@ -452,6 +569,13 @@ class Profile(Config):
     reward_model: RewardConfig = option(RewardConfig(), "reward-model fine-tuning", source="Q §3.2.1")
     ppo: PPOConfig = option(PPOConfig(), "PPO", source="Q §3.2.2")
     evaluate: EvaluateConfig = option(EvaluateConfig(), "evaluation", source="Q §3.3")
+    sample_responses: SampleResponsesConfig = option(
+        SampleResponsesConfig(), "responses to be annotated", source="Q §3.2.1"
+    )
+    annotate: AnnotateConfig = option(AnnotateConfig(), "annotation", source="Q §3.2.1")
+    preference_data: PreferenceDataConfig = option(
+        PreferenceDataConfig(), "what the pipeline preference_data starts from", source="D"
+    )
 
 
 def step_config(step: str, values: dict[str, Any], where: str = "spec.json") -> Any:

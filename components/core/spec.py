@@ -23,6 +23,8 @@ _SHARED_ROOMS: dict[str, tuple[str, ...]] = {
     "reward_model": ("core", "training"),
     "ppo": ("core", "training", "reward_model"),
     "evaluate": ("core", "training", "reward_model", "data_prep", "demo_world"),
+    "sample_responses": ("core", "training", "data_prep"),
+    "annotate": ("core", "demo_world"),
 }
 
 

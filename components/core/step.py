@@ -155,7 +155,7 @@ def main(step_name: str, work: Callable[[Step], None], arguments: list[str] | No
 
 def _cancel(step: Step) -> None:
     """A trainer sees the flag at its next step and saves a checkpoint; other steps have nothing to save."""
-    if step.spec.step in ("data_prep", "evaluate") or step.cancelled:
+    if step.spec.step in ("data_prep", "evaluate", "annotate") or step.cancelled:
         step.broken_off = Cancelled(f"{step.spec.step} was cancelled")
         raise step.broken_off
     step.cancelled = True

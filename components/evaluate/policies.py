@@ -19,7 +19,8 @@ from components.evaluate.inputs import Inputs
 from components.evaluate.language_model import held_out_loss
 from components.evaluate.preferences import Judge
 from components.evaluate.sets import Missing
-from components.evaluate.windows import best_device, longest_sequence
+from components.evaluate.windows import best_device
+from components.training.windows import longest_sequence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

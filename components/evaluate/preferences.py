@@ -11,7 +11,8 @@ from components.core.errors import UserError
 from components.core.records import Message
 from components.evaluate.sets import ComparisonSet, Missing, prompt_key
 from components.evaluate.statistics import Resampling, accuracy, calibration, outcomes, paired_difference
-from components.evaluate.windows import best_device, longest_sequence
+from components.evaluate.windows import best_device
+from components.training.windows import longest_sequence
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from components.core import store
-from components.core.config import STEPS
+from components.core.config import CHAIN
 from components.core.errors import KubealignError
 from components.core.metrics import parse_metrics
 from components.core.spec import StepResult, StepSpec
@@ -39,7 +39,7 @@ def read_run(uri: str | None) -> RunRecords:
     if not uri:
         found.missing.append(Missing("time, memory and learning curves", "no input run was given"))
         return found
-    for name in STEPS:
+    for name in CHAIN:
         if name == "evaluate":
             continue
         folder = store.join(uri, name)

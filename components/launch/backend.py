@@ -4,8 +4,8 @@ from typing import Protocol
 
 from components.core.spec import StepSpec
 
-# Started by torchrun, one process a device; the others are one plain process.
-TRAINING_STEPS = ("base_model", "sft", "pmp", "reward_model", "ppo")
+# Started by torchrun, one process a device (sampling too); the others are one plain process.
+TRAINING_STEPS = ("base_model", "sft", "pmp", "reward_model", "ppo", "sample_responses")
 
 # Of every step, wherever it runs.
 ENVIRONMENT = {

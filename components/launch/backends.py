@@ -9,7 +9,7 @@ from components.launch.local import LocalBackend
 NAMES = ("local", "pytorchjob", "trainjob", "auto")
 
 # Needs no GPU and no torch: it runs beside whoever starts it.
-_BESIDE_THE_LAUNCHER = ("data_prep",)
+_BESIDE_THE_LAUNCHER = ("data_prep", "annotate")
 
 
 def chosen(name: str = "") -> str:

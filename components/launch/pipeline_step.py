@@ -17,6 +17,7 @@ from components.launch.run import run_step
 # Components run in this image; the steps that train, in images of their own, as jobs that it starts.
 IMAGE = "kubealign/launcher:0.1.0"
 DATA_PREP_IMAGE = "kubealign/data-prep:0.1.0"
+ANNOTATE_IMAGE = "kubealign/annotate:0.1.0"
 
 
 def run_component(
@@ -27,13 +28,18 @@ def run_component(
     run: str,
     seed: int,
     resume: bool,
+    place: str = "",
 ) -> StepResult:
-    """Run a step for a pipeline task; a failure ends the task with one line and its own exit code."""
+    """Run a step for a pipeline task; a failure ends the task with one line and its own exit code.
+
+    `place` is its folder in the run, where that has the same step twice.
+    """
     log_to_stderr()
     try:
         return run_step(
-            step, run=run, seed=seed, config=config, inputs=inputs, root=root, resume=resume, backend=backend_for(step)
-        )
+            step, run=run, seed=seed, config=config, inputs=inputs, root=root, resume=resume,
+            backend=backend_for(step), place=place,
+        )  # fmt: skip
     except KubealignError as error:
         _fail(step, error)
 

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 # Changes while the step runs, so it has no content to be identified by.
 _LIVE_INPUTS = ("run",)
+# What people bring, whenever they do: known by its content, be it nothing yet.
+_HANDED_IN = ("results",)
 
 
 class StepState(BaseModel):
@@ -44,9 +46,10 @@ def run_step(
     root: str,
     resume: bool = False,
     backend: TrainingBackend,
+    place: str = "",
 ) -> StepResult:
-    """One step of a run, in its place under the root. Finished steps are not run again."""
-    output = store.join(root, "runs", run, step)
+    """One step of a run, in its place under the root: by default, its name. Finished steps are not run again."""
+    output = store.join(root, "runs", run, place or step)
     return launch(step, run=run, seed=seed, config=config, inputs=inputs, output=output, resume=resume, backend=backend)
 
 
@@ -125,8 +128,9 @@ def _write_state(work: Path, state: StepState) -> None:
 def _raw_digests(config: dict[str, Any], inputs: dict[str, str], raw_inputs: bool) -> dict[str, str]:
     paths = raw_data.source_paths(config)
     raw = {"data_root": raw_data.digest(paths, inputs.get("data_root", ""))} if paths else {}
+    raw |= {name: raw_data.digest([inputs[name]]) for name in _HANDED_IN if name in inputs}
     for name, uri in inputs.items() if raw_inputs else ():
-        if name in ("data_root", *_LIVE_INPUTS) or store.manifest_digest(uri) is not None:
+        if name in ("data_root", *_HANDED_IN, *_LIVE_INPUTS) or store.manifest_digest(uri) is not None:
             continue
         path = store.local_path(uri)
         if path is None or not path.exists():

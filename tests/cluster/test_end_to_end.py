@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from components.core import store
-from components.core.config import STEPS
+from components.core.config import CHAIN
 from tests.cluster.conftest import Place, nothing_left
 
 LOCAL_RUN = os.environ.get("KUBEALIGN_LOCAL_RUN", "")
@@ -45,7 +45,7 @@ def jobs(place: Place) -> dict[str, dict[str, Any]]:
 def published(place: Place) -> None:
     """Every output of every step is in the store as its result says."""
     (run,) = (place.path(place.root) / "runs").iterdir()
-    for step in STEPS:
+    for step in CHAIN:
         result = json.loads((run / step / "result.json").read_text())
         for name, uri in result["outputs"].items():
             assert store.manifest_digest(uri) == result["manifests"][name]
