@@ -74,9 +74,10 @@ def preference_figures(findings: Findings, config: EvaluateConfig, resampling: R
         name: judge_figures(judgement, findings.sets, config.calibration_bins, resampling)
         for name, judgement in findings.judgements.items()
     }
-    if len(findings.judgements) == 2:
-        ours, theirs = findings.judgements["reward_model"], findings.judgements["pmp"]
-        found["reward_model_minus_pmp"] = {"accuracy": gain(ours, theirs, findings.sets, resampling)}
+    for other in ("pmp", "rival"):
+        if "reward_model" in findings.judgements and other in findings.judgements:
+            ours, theirs = findings.judgements["reward_model"], findings.judgements[other]
+            found[f"reward_model_minus_{other}"] = {"accuracy": gain(ours, theirs, findings.sets, resampling)}
     by_set = {data.name: baselines(data, resampling) for data in findings.sets}
     found["baselines"] = {
         name: {"accuracy": {set_name: figures[name] for set_name, figures in by_set.items()}} for name in BASELINES

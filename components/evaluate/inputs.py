@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 
 POLICIES = {"base": "base_model", "sft": "sft", "ppo": "ppo"}
 """Name in the figures: name of the step's input."""
-JUDGES = ("pmp", "reward_model")
-COMPARISON_DATA = {"reward_model": "reward_model_data", "pmp": "pmp_data"}
+JUDGES = ("pmp", "reward_model", "rival")
+COMPARISON_DATA = {"reward_model": "reward_model_data", "pmp": "pmp_data", "own": "own_data", "rival": "rival_data"}
 
 
 @dataclass
@@ -99,7 +99,7 @@ def _explain_missing(step: Step, inputs: Inputs) -> None:
     for name, given in POLICIES.items():
         if name not in inputs.policies:
             say(Missing(f"the {name} policy", f"no input {given} was given"))
-    for name in JUDGES:
+    for name in JUDGES[:2]:  # a rival is the exception
         if name not in inputs.judges:
             say(Missing(f"accuracy of {name}", f"no input {name} was given"))
     if inputs.policies and not inputs.chats:

@@ -18,10 +18,11 @@ Figures = dict[str, Any]
 
 COLOURS = {
     "base": "#8b95a7", "sft": "#3a86c8", "ppo": "#e0803a",
-    "pmp": "#9a78cf", "reward_model": "#2aa198", "longer_is_better": "#a3abb8", "base_model": "#8b95a7",
+    "pmp": "#9a78cf", "reward_model": "#2aa198", "rival": "#c95d63", "longer_is_better": "#a3abb8",
+    "base_model": "#8b95a7",
 }  # fmt: skip
 NAMES = {
-    "base": "Base", "sft": "SFT", "ppo": "PPO", "pmp": "PMP", "reward_model": "Reward model",
+    "base": "Base", "sft": "SFT", "ppo": "PPO", "pmp": "PMP", "reward_model": "Reward model", "rival": "Rival",
     "longer_is_better": "Longer is better", "coin": "Coin", "base_model": "Base model",
 }  # fmt: skip
 # Drawn in these colours, then replaced by the page's own.
@@ -80,7 +81,7 @@ def accuracy_plot(figures: Figures) -> Plot | None:
     """Bars by set: reward model, PMP and longer-is-better with their intervals; the coin is a line."""
     judges = {
         name: accuracy
-        for name in ("reward_model", "pmp", "longer_is_better")
+        for name in ("reward_model", "rival", "pmp", "longer_is_better")
         if (accuracy := (figures.get(name) or figures.get("baselines", {}).get(name, {})).get("accuracy"))
     }
     sets = [name for name in figures.get("sets", {}) if any(name in accuracy for accuracy in judges.values())]
@@ -107,7 +108,7 @@ def reliability_plots(figures: Figures, first: str | None, most: int = 7) -> lis
     for data in sorted(figures.get("sets", {}), key=lambda name: name != first)[:most]:
         judges = {
             name: found
-            for name in ("pmp", "reward_model")
+            for name in ("pmp", "reward_model", "rival")
             if (found := figures.get(name, {}).get("calibration", {}).get(data)) and found["n"]
         }
         if judges:

@@ -115,6 +115,11 @@ def headline(figures: Figures) -> list[Card]:
         longer = figures["baselines"]["longer_is_better"]["accuracy"][name]["value"]
         note = f"{percent_range(found)}, {thousands(found['n'])} pairs of {name}; longer is better: {percent(longer)}"
         cards.append(Card(f"{NAMES[judge]} accuracy", percent(found["value"]), note))
+        if gain := figures.get("reward_model_minus_rival", {}).get("accuracy", {}).get(name):
+            ours, theirs = (percent(figures[one]["accuracy"][name]["value"]) for one in ("reward_model", "rival"))
+            low, high = points(gain["low"]), points(gain["high"])
+            note = f"{ours} against {theirs}: {points(gain['value'])} points, 95 % interval {low} to {high}"
+            cards.append(Card("At least as accurate as its rival", "yes" if gain["value"] >= 0 else "no", note))
     for figure, label in (("ground_truth", "Ground truth, PPO over SFT"), ("correctness", "Correctness, PPO over SFT")):
         if gain := figures.get(figure, {}).get("ppo_minus_sft"):
             before, after = (fixed(figures[figure][name]["value"], 3) for name in ("sft", "ppo"))

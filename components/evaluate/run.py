@@ -13,7 +13,7 @@ from components.evaluate.figures import Findings, build_figures
 from components.evaluate.inputs import Inputs, read_inputs
 from components.evaluate.policies import Policies, run_policies, score_rewards
 from components.evaluate.preferences import Judge, judge_sets
-from components.evaluate.report import render_report
+from components.evaluate.report import primary_set, render_report
 from components.evaluate.run_records import read_run
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ def work(step: Step) -> None:
     findings = measure(inputs, config, step.spec.seed)
     findings.records = read_run(step.spec.inputs.get("run"))
     figures = build_figures(findings, config, run=step.spec.run, seed=step.spec.seed)
+    figures["headline_set"] = primary_set(figures)
     figures["steps"]["evaluate"] = {"seconds": time.time() - started, "peak_rss_bytes": peak_rss()}
     records = findings.records.steps
     settings = {name: record.settings for name, record in records.items()} | {"evaluate": step.spec.config}

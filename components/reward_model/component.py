@@ -19,6 +19,8 @@ def reward_model(
     resume: bool,
     model: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    matched_with: str = "",
+    place: str = "",
 ) -> NamedTuple("Outputs", [("model_uri", str)]):  # type: ignore[valid-type]
     """Reward-model fine-tuning on carefully labelled comparisons.
 
@@ -33,10 +35,12 @@ def reward_model(
         resume: Keep finished steps and checkpoints whatever code made them.
         model: The model's lineage; the model itself lies at model_uri.
         metrics: The step's numbers.
+        matched_with: URI of other comparisons: train on as many pairs of the same prompts as those have, too.
+        place: Folder of the step in the run; empty for its own name.
     """
     from components.launch.pipeline_step import describe, describe_metrics, run_component
 
-    inputs = {"base_model": base_model, "data": data, "demonstrations": demonstrations}
-    result = run_component("reward_model", config, inputs, root, run, seed, resume)
+    inputs = {"base_model": base_model, "data": data, "demonstrations": demonstrations, "matched_with": matched_with}
+    result = run_component("reward_model", config, inputs, root, run, seed, resume, place)
     describe_metrics(metrics, result)
     return (describe(model, result, "model"),)

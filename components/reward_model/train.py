@@ -20,6 +20,7 @@ from components.core.records import Chat, read_rows
 from components.core.seeds import seed_for
 from components.core.step import Step
 from components.reward_model.losses import accuracy, pair_losses, pair_weights
+from components.reward_model.matched import matched
 from components.reward_model.model import RewardModel
 from components.training import models
 from components.training.data import ComparisonRows, read_comparisons, row_order
@@ -34,11 +35,15 @@ _DEMONSTRATIONS = 512
 
 
 def work(step: Step) -> None:
-    """Inputs: base_model (a language or reward model), data (comparisons), optionally demonstrations (chats)."""
+    """Inputs: base_model (a language or reward model), data (comparisons), optionally demonstrations (chats) and
+    matched_with (other comparisons, to whose prompts and numbers of pairs the data are cut down)."""
     config: RewardConfig = step.config
     with running(step, config.precision) as runtime:
         base = step.input("base_model")
         data = read_comparisons(step.input("data") / "train.parquet")
+        if step.has_input("matched_with"):
+            ours, theirs = (step.input(name) / "train.parquet" for name in ("data", "matched_with"))
+            data = matched(data, ours, theirs, step.spec.seed)
         model = start_model(step, base, config, runtime)
         # Attention dropout is 0 here (recipe.md §3.4 [D]); train mode only for gradient checkpointing.
         model.train()

@@ -245,3 +245,23 @@ def refused(given: dict[str, str], config: dict[str, Any], tmp_path: Path, capsy
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     return lines[0]
+
+
+def test_rival_is_judged_on_the_same_pairs_and_the_difference_is_reported(inputs: dict[str, str], tmp_path: Path):
+    """The reward model, held against PMP's model in the rival's place, and against itself."""
+    judges = {name: inputs[name] for name in ("pmp", "reward_model", "reward_model_data")}
+    given = judges | {"rival": inputs["pmp"], "rival_data": inputs["pmp_data"]}
+    result = run_step("evaluate", tmp_path / "out", given, CONFIG)
+    figures = figures_of(result)
+    assert figures["rival"] == figures["pmp"]
+    for name in ("test", "rival-test"):
+        gain = figures["reward_model_minus_rival"]["accuracy"][name]
+        ours, theirs = (figures[judge]["accuracy"][name]["value"] for judge in ("reward_model", "rival"))
+        assert gain["value"] == pytest.approx(ours - theirs) and gain["n"] == figures["sets"][name]["pairs"]
+    assert figures["headline_set"] == "test"
+    page = (Path(result.outputs["report"]) / "report.html").read_text()
+    assert "At least as accurate as its rival" in page and "gain over Rival" in page
+
+    same = run_step("evaluate", tmp_path / "same", judges | {"rival": inputs["reward_model"]}, CONFIG)
+    gain = figures_of(same)["reward_model_minus_rival"]["accuracy"]["test"]
+    assert (gain["value"], gain["low"], gain["high"]) == (0.0, 0.0, 0.0)
