@@ -18,10 +18,12 @@ from components.core.logs import log_to_stderr
 from components.launch.backends import NAMES, backend_for
 from components.launch.run import launch
 from pipelines import profiles
+from pipelines.definitions import definition
 from pipelines.display import display
-from pipelines.figures import read_figures, report_uri, summary
+from pipelines.figures import read_figures, report_uri, summary, verdict
 from pipelines.progress import duration
 from pipelines.runs import Run, all_runs, default_id, find
+from pipelines.starts import absolute, from_run
 from pipelines.supervise import run_to_end
 
 app = typer.Typer(
@@ -63,6 +65,9 @@ def run_command(
     seed: SeedOption = None,
     overrides: SetOption = [],  # noqa: B006 (typer copies it)
     resume: Annotated[str, typer.Option("--resume", help="Go on with this run, with its own settings.")] = "",
+    source: Annotated[
+        str, typer.Option("--from", help="For pipeline preference_data: take models and data from this run.")
+    ] = "",
     backend: BackendOption = "local",
     as_json: JsonOption = False,
 ) -> None:
@@ -70,12 +75,12 @@ def run_command(
     root = _absolute(root)
     _check_backend(backend, root)
     if resume:
-        given = [name for name, value in _given(profile, data_root, run_id, seed, overrides).items() if value]
+        given = [name for name, value in _given(profile, data_root, run_id, seed, overrides, source).items() if value]
         if given:
             raise UserError(f"--resume takes the run's own settings; leave out {', '.join(given)}")
         run = find(root, resume)
     else:
-        run = _new_run(root, profile, data_root, run_id, seed, overrides)
+        run = _new_run(root, profile, data_root, run_id, seed, overrides, source)
     console = Console(stderr=as_json)
     console.print(f"run {run.id}, log {run.log}", soft_wrap=True, markup=False, highlight=False)
     if run.is_finished():
@@ -222,13 +227,17 @@ def _check_backend(backend: str, root: str) -> None:
     backend_for("sft", backend)
 
 
-def _new_run(root: str, profile: str, data_root: str, run_id: str, seed: int | None, overrides: list[str]) -> Run:
+def _new_run(
+    root: str, profile: str, data_root: str, run_id: str, seed: int | None, overrides: list[str], source: str
+) -> Run:
     if not profile:
         raise UserError(
             "give --profile NAME, or --resume RUN", fix=f"shipped profiles: {', '.join(profiles.shipped())}"
         )
-    settings = profiles.load(profile, _with_seed(overrides, seed))
+    given = from_run(find(root, source)) if source else []
+    settings = absolute(profiles.load(profile, [*given, *_with_seed(overrides, seed)]))
     data_root = _absolute(data_root) if data_root else ""
+    definition(settings).check(settings, data_root)
     folder = store.local_path(data_root) if data_root else None
     if folder is not None and not folder.is_dir():
         raise UserError("no such folder", where=f"--data-root {data_root}", fix="give the folder of the raw data")
@@ -237,10 +246,12 @@ def _new_run(root: str, profile: str, data_root: str, run_id: str, seed: int | N
     return run
 
 
-def _given(profile: str, data_root: str, run_id: str, seed: int | None, overrides: list[str]) -> dict[str, bool]:
+def _given(
+    profile: str, data_root: str, run_id: str, seed: int | None, overrides: list[str], source: str
+) -> dict[str, bool]:
     return {
         "--profile": bool(profile), "--data-root": bool(data_root), "--run": bool(run_id), "--seed": seed is not None,
-        "--set": bool(overrides),
+        "--set": bool(overrides), "--from": bool(source),
     }  # fmt: skip
 
 
@@ -268,4 +279,6 @@ def _print_report(run: Run, as_json: bool) -> None:
         return
     console = Console()
     console.print(summary(figures), soft_wrap=not console.is_terminal)
+    if said := verdict(figures):
+        typer.echo(said)
     typer.echo(f"report: {report_uri(run)}")

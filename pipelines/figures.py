@@ -50,13 +50,29 @@ def _rows(figures: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for part, label in (("ground_truth", "ground truth"), ("correctness", "correctness")):
         for who in ("base", "sft", "ppo", "ppo_minus_sft"):
             yield from _row(f"{label}, {who.replace('_', ' ')}", figures.get(part, {}).get(who))
-    for part, label in (("reward_model", "reward model"), ("pmp", "pmp")):
+    for part, label in (("reward_model", "reward model"), ("rival", "rival"), ("pmp", "pmp")):
         for name, value in figures.get(part, {}).get("accuracy", {}).items():
             yield from _row(f"{label} accuracy, {name}", value)
     for kind in ("harmful", "harmless"):
         for who in ("sft", "ppo"):
             yield from _row(f"refusals of {kind}, {who}", figures.get("refusal", {}).get(kind, {}).get(who))
     yield from _row("KL to the reference, ppo", figures.get("ppo", {}).get("kl"))
+
+
+def verdict(figures: dict[str, Any]) -> str:
+    """Whether several models' preference data did at least as well as one's, in one sentence; "" in other reports."""
+    data = figures.get("headline_set")
+    gain = figures.get("reward_model_minus_rival", {}).get("accuracy", {}).get(data)
+    if gain is None:
+        return ""
+    ours, theirs = (figures[one]["accuracy"][data]["value"] for one in ("reward_model", "rival"))
+    said = "at least as accurate as" if gain["value"] >= 0 else "less accurate than"
+    interval = f"{gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
+    clear = "" if gain["low"] > 0 or gain["high"] < 0 else ", which may be chance"
+    return (
+        f"The reward model from several models is {said} the one from a single model: {ours:.3f} against {theirs:.3f} "
+        f"of {gain['n']} pairs of {data}, a difference of {interval}{clear}."
+    )
 
 
 def _row(label: str, value: Any) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -10,46 +10,42 @@ import yaml
 import components
 from components.core.config import Profile
 from components.core.errors import from_os_error
-from pipelines.parameters import sections
+from pipelines.definitions import Definition, definition
 
 _IMAGE_PREFIX = "kubealign/"
 
 
 def compile_pipeline(profile: Profile, path: Path, image_prefix: str = "") -> None:
     """Write the IR to `path`. `image_prefix` stands before every image name: a registry and its folder."""
-    spec, *platform = yaml.safe_load_all(_compiled())
+    chosen = definition(profile)
+    spec, *platform = yaml.safe_load_all(_compiled(chosen))
     _set_defaults(spec, profile)
     _set_retries(spec)
     if image_prefix:
         _set_images(spec, image_prefix)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        head = (
-            f"# The pipeline `alignment` of kubealign with the profile {profile.name}; made by `kubealign compile`.\n"
-        )
+        what = f"The pipeline `{chosen.name}` of kubealign with the profile {profile.name}"
+        head = f"# {what}; made by `kubealign compile`.\n"
         path.write_text(head + yaml.safe_dump_all([spec, *platform], allow_unicode=True), encoding="utf-8")
     except OSError as error:
         raise from_os_error(error, str(path)) from error
 
 
-def _compiled() -> str:
+def _compiled(chosen: Definition) -> str:
     from kfp import compiler
-
-    from pipelines.alignment import alignment
 
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        path = Path(folder) / "alignment.yaml"
-        compiler.Compiler().compile(alignment, str(path))
+        path = Path(folder) / "pipeline.yaml"
+        compiler.Compiler().compile(chosen.load(), str(path))
         return path.read_text(encoding="utf-8")
 
 
 def _set_defaults(spec: dict[str, Any], profile: Profile) -> None:
     """The profile's sections as the parameters' defaults."""
     parameters = spec["root"]["inputDefinitions"]["parameters"]
-    defaults: dict[str, Any] = {"seed": profile.seed}
-    defaults |= sections(profile)
-    for name, value in defaults.items():
+    for name, value in definition(profile).arguments(profile).items():
         parameters[name] |= {"defaultValue": value, "isOptional": True}
 
 

@@ -12,9 +12,8 @@ import warnings
 from itertools import pairwise
 from typing import Any
 
-from components.core.config import STEPS
 from components.core.errors import KubealignError, UserError, exit_code_for, report
-from pipelines.parameters import sections
+from pipelines.definitions import Definition, definition
 from pipelines.runs import Run
 
 
@@ -66,8 +65,6 @@ def run_pipeline(run: Run, resume: bool) -> None:
         warnings.filterwarnings("ignore", message=noise)
     from kfp import local
 
-    from pipelines.alignment import alignment
-
     settings = run.settings()
     if settings is None:
         raise UserError(f"no run {run.id}", where=run.root)
@@ -77,25 +74,21 @@ def run_pipeline(run: Run, resume: bool) -> None:
         raise_on_error=True,
         enable_caching=False,  # steps know by their fingerprint whether they are done
     )
-    _stop_at_the_first_failure(alignment)
-    alignment(
-        root=run.root,
-        run=run.id,
-        data_root=settings.data_root,
-        seed=settings.profile.seed,
-        resume=resume,
-        **sections(settings.profile),
-    )
+    chosen = definition(settings.profile)
+    pipeline = chosen.load()
+    _stop_at_the_first_failure(pipeline, chosen)
+    raw = {"data_root": settings.data_root} if chosen.takes_data_root else {}
+    pipeline(root=run.root, run=run.id, resume=resume, **raw, **chosen.arguments(settings.profile))
 
 
-def _stop_at_the_first_failure(pipeline: Any) -> None:
+def _stop_at_the_first_failure(pipeline: Any, chosen: Definition) -> None:
     """Let each step wait for the one before.
 
     kfp.local runs one at a time anyway; but in an ExitHandler, after a failure or a stop, it would go on with the steps
     that need nothing of the one that failed.
     """
     tasks = pipeline.pipeline_spec.components["comp-exit-handler-1"].dag.tasks
-    for before, after in pairwise(step.replace("_", "-") for step in STEPS):
+    for before, after in pairwise(chosen.tasks.values()):
         tasks[after].dependent_tasks.append(before)
 
 

@@ -1,16 +1,17 @@
 """A profile's sections as pipeline parameters, one STRUCT a step."""
 
+from collections.abc import Iterable
 from typing import Any
 
-from components.core.config import STEPS, Config, Profile
+from components.core.config import Config, Profile
 
 
-def sections(profile: Profile) -> dict[str, dict[str, Any]]:
-    """Each step's section, by the step's name."""
-    return {step: _struct(getattr(profile, step)) for step in STEPS}
+def sections(profile: Profile, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """These sections, by name."""
+    return {name: struct(getattr(profile, name)) for name in names}
 
 
-def _struct(section: Config) -> dict[str, Any]:
+def struct(section: Config) -> dict[str, Any]:
     """A section without nulls, which the KFP SDK takes nowhere in a STRUCT.
 
     A null that is the default is left out; any other becomes the text "null", which the config reads as one.
@@ -27,7 +28,7 @@ def _struct(section: Config) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Config):
-        return _struct(value)
+        return struct(value)
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return value

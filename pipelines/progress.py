@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.core.config import STEPS
 from components.core.logs import SHOWN
 from components.launch.run import read_state
 from pipelines.runs import Run
@@ -44,7 +43,7 @@ class StepView:
 
 def views(run: Run, since: float) -> list[StepView]:
     """All steps of a run; what ended before `since` belongs to an earlier attempt and counts as waiting."""
-    return [_view(run.step_folder(step), step, since) for step in STEPS]
+    return [_view(run.step_folder(place), place, since) for place in run.places()]
 
 
 def _view(folder: Path, step: str, since: float) -> StepView:

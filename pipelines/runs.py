@@ -14,10 +14,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.core import store
-from components.core.config import STEPS, Profile
+from components.core.config import Profile
 from components.core.errors import UserError
 from components.core.spec import work_folder
 from components.launch.run import is_current
+from pipelines.definitions import DEFINITIONS, definition
 
 _RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
@@ -65,6 +66,11 @@ class Run:
     def step_folder(self, step: str) -> Path:
         return work_folder(store.join(self.uri, step), self.id)
 
+    def places(self) -> tuple[str, ...]:
+        """The steps' folders in the run, in order; of a run that has not begun, the alignment pipeline's."""
+        settings = self.settings()
+        return (definition(settings.profile) if settings else DEFINITIONS["alignment"]).places
+
     def settings(self) -> Settings | None:
         """What the run was started with; None where there is no such run."""
         uri = store.join(self.uri, "run.json")
@@ -101,7 +107,7 @@ class Run:
         state = self.state()
         if state is None or state.state != "done":
             return False
-        return all(is_current(store.join(self.uri, step)) for step in STEPS)
+        return all(is_current(store.join(self.uri, place)) for place in self.places())
 
     def state_name(self) -> str:
         """In one word; a run whose process was killed has no end on record and no lock."""

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from components.core.config import STEPS
 from components.core.errors import Cancelled, KubealignError, UserError, report
 from components.launch.last_words import error_of
 from components.launch.local import TERMINATION_LOG, environment_with_code
@@ -112,8 +111,8 @@ def _stop_signals() -> Iterator[_Stop]:
 def _kill(process: "subprocess.Popen[bytes]", run: Run) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    for step in STEPS:
-        kill_marked(f"KUBEALIGN_TERMINATION_LOG={run.step_folder(step) / TERMINATION_LOG}")
+    for place in run.places():
+        kill_marked(f"KUBEALIGN_TERMINATION_LOG={run.step_folder(place) / TERMINATION_LOG}")
     process.wait()
 
 

@@ -18,6 +18,7 @@ def data_prep(
     resume: bool,
     dataset: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
+    place: str = "",
 ) -> NamedTuple(  # type: ignore[valid-type]
     "Outputs",
     [("sft_uri", str), ("pmp_uri", str), ("reward_model_uri", str), ("ppo_uri", str), ("pretrain_uri", str)],
@@ -34,11 +35,12 @@ def data_prep(
         resume: Keep finished steps whatever code made them.
         dataset: The data's lineage; the data themselves lie at the URIs.
         metrics: Rows kept and rejected, by role and rule.
+        place: Folder of the step in the run; empty for its own name.
     """
     from components.launch.pipeline_step import describe, describe_metrics, run_component
 
     inputs = {"data_root": data_root, "base_model": base_model}
-    result = run_component("data_prep", config, inputs, root, run, seed, resume)
+    result = run_component("data_prep", config, inputs, root, run, seed, resume, place)
     describe_metrics(metrics, result)
     describe(dataset, result, "sft")
     dataset.metadata.update({f"location_{role}": uri for role, uri in result.outputs.items()})

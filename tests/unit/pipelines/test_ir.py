@@ -1,5 +1,6 @@
-"""The compiled pipeline: the golden file, and what a backend needs of it."""
+"""The compiled pipelines: the golden files, and what a backend needs of it."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,17 @@ import yaml
 from google.protobuf import json_format
 
 from components.core.config import STEP_CONFIGS, STEPS, Profile, step_config
+from pipelines.definitions import DEFINITIONS
 from pipelines.ir import compile_pipeline
 from pipelines.parameters import sections
 
-GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "alignment.yaml"
+GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("ir") / "alignment.yaml"
-    compile_pipeline(Profile(name="golden"), path)
+@pytest.fixture(scope="module", params=DEFINITIONS)
+def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ir") / f"{request.param}.yaml"
+    compile_pipeline(Profile(name="golden", pipeline=request.param), path)
     return path
 
 
@@ -27,17 +29,32 @@ def spec(compiled: Path) -> dict[str, Any]:
     return next(iter(yaml.safe_load_all(compiled.read_text())))
 
 
+def tasks_of(name: str, folder: Path) -> dict[str, Any]:
+    """The tasks of a pipeline that are steps."""
+    compile_pipeline(Profile(pipeline=name), folder / "ir.yaml")
+    spec = next(iter(yaml.safe_load_all((folder / "ir.yaml").read_text())))
+    tasks: dict[str, Any] = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    return tasks
+
+
 def test_compiled_pipeline_is_the_golden_one(compiled: Path) -> None:
     """`KUBEALIGN_GOLDEN=1 pytest` writes the file anew; look at the difference before keeping it."""
+    golden = GOLDEN / compiled.name
     if os.environ.get("KUBEALIGN_GOLDEN"):
-        GOLDEN.write_text(compiled.read_text())
-    assert compiled.read_text() == GOLDEN.read_text()
+        golden.write_text(compiled.read_text())
+    assert compiled.read_text() == golden.read_text()
 
 
 def test_kfp_loads_what_was_compiled(compiled: Path) -> None:
     from kfp import components
 
-    assert components.load_component_from_file(str(compiled)).pipeline_spec.pipeline_info.name == "alignment"
+    name = components.load_component_from_file(str(compiled)).pipeline_spec.pipeline_info.name
+    assert name == compiled.stem.replace("_", "-")
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_definition_names_every_task_of_its_pipeline(name: str, tmp_path: Path) -> None:
+    assert sorted(DEFINITIONS[name].tasks.values()) == sorted(tasks_of(name, tmp_path))
 
 
 def test_every_parameter_has_a_description_and_a_default_where_the_profile_has_one(spec: dict[str, Any]) -> None:
@@ -73,9 +90,8 @@ def test_step_whose_pod_is_deleted_is_started_again_by_the_backend(spec: dict[st
     assert "retryPolicy" not in spec["root"]["dag"]["tasks"]["clean-up"]
 
 
-def test_pmp_runs_beside_sft_and_ppo_waits_for_both(spec: dict[str, Any]) -> None:
-    tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
-    after = {name: set(task.get("dependentTasks", ())) for name, task in tasks.items()}
+def test_pmp_runs_beside_sft_and_ppo_waits_for_both(tmp_path: Path) -> None:
+    after = {name: set(task.get("dependentTasks", ())) for name, task in tasks_of("alignment", tmp_path).items()}
     assert after == {
         "base-model": set(),
         "data-prep": {"base-model"},
@@ -85,6 +101,22 @@ def test_pmp_runs_beside_sft_and_ppo_waits_for_both(spec: dict[str, Any]) -> Non
         "ppo": {"sft", "reward-model", "data-prep"},
         "evaluate": {"base-model", "data-prep", "sft", "pmp", "reward-model", "ppo"},
     }
+
+
+def test_both_arms_of_preference_data_differ_in_the_models_and_the_place_alone(tmp_path: Path) -> None:
+    tasks = tasks_of("preference_data", tmp_path)
+
+    def inputs(name: str) -> dict[str, Any]:
+        """With the names of the other arm's tasks made those of this one."""
+        return json.loads(json.dumps(tasks[name]["inputs"]["parameters"]).replace("-2", ""))
+
+    for step in ("sample-responses", "annotate", "data-prep"):
+        several, single = inputs(step), inputs(f"{step}-2")
+        assert {key for key in several if several[key] != single[key]} <= {"only", "place"}
+    for arm, other in (("reward-model", "reward-model-2"), ("reward-model-2", "reward-model")):
+        given, theirs = (tasks[name]["inputs"]["parameters"] for name in (arm, other))
+        assert given["matched_with"] == theirs["data"] != given["data"]
+        assert given["base_model"] == theirs["base_model"] and given["config"] == theirs["config"]
 
 
 def test_no_component_installs_packages_or_sets_an_artifact_uri(spec: dict[str, Any]) -> None:
@@ -117,6 +149,6 @@ def test_sections_survive_the_way_through_a_struct() -> None:
             return [through(item) for item in value]
         return float(value) if type(value) is int else value
 
-    for step, section in sections(profile).items():
+    assert set(STEPS) == set(STEP_CONFIGS)
+    for step, section in sections(profile, STEPS).items():
         assert step_config(step, through(section)) == getattr(profile, step)
-    assert set(sections(profile)) == set(STEPS) == set(STEP_CONFIGS)
