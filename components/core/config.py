@@ -102,13 +102,24 @@ class Source(Config):
 
     path: str = option("", "file, folder or glob under the data root, or a whole URI", source="D")
     adapter: Literal[
-        "chat", "instruction", "question_answer", "transcript", "comparison", "scored_responses", "text", "demo_world"
-    ] = option(..., "how rows are read; see components/data_prep/README.md", source="D")
+        "chat", "instruction", "question_answer", "transcript", "comparison", "scored_responses", "votes", "net_votes",
+        "text", "demo_world",
+    ] = option(..., "how rows are read; see components/data_prep/README.md", source="D")  # fmt: skip
     name: str = option("", "name in reports; the path's stem when empty", source="D")
     licence: str = option("unknown", "licence of the data, kept with every row", source="D")
     columns: dict[str, str] = option({}, "this adapter's column name: the file's column name", source="D")
     max_rows: int | None = option(None, "take at most so many rows", source="D", unit="rows", ge=1)
     heldout_only: bool = option(False, "use the rows for evaluation alone", source="D")
+    weight: float | None = option(
+        None, "share of the role's training rows, relative to its other sources; rows above it are left out",
+        source="U, D", gt=0,
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _weight_is_of_training_rows(self) -> Self:
+        if self.heldout_only and self.weight is not None:
+            raise ValueError("weight is a share of training rows, and heldout_only leaves none")
+        return self
 
 
 class Sources(Config):
@@ -121,6 +132,14 @@ class Sources(Config):
     pretrain: list[Source] = option(
         [], "plain text, for the ptx gradient and for a base model made here", source="Q §3.2.2"
     )
+
+    @model_validator(mode="after")
+    def _all_or_no_weights(self) -> Self:
+        for role in type(self).model_fields:
+            weights = [source.weight for source in getattr(self, role) if not source.heldout_only]
+            if None in weights and any(weights):
+                raise ValueError(f"give all sources of {role} a weight, or none of them")
+        return self
 
 
 class Init(Config):
@@ -216,8 +235,16 @@ class DataPrepConfig(Config):
     loss_mask: LossMask = option("assistant_only", "which tokens SFT trains", source="Q §3.1.2 and D")
     min_gap: float = option(0.0, "a pair needs a score difference above this", source="D", ge=0)
     max_pairs_per_prompt: int | None = option(
-        None, "keep at most so many pairs a prompt", source="D", unit="pairs", ge=1
+        None, "keep at most so many pairs of a reward_model prompt", source="D", unit="pairs", ge=1
     )
+    pmp_pairs_per_prompt: int | None = option(
+        1, "and of a pmp prompt: many posts teach more than many pairs of one", source="C WorldPM, D", unit="pairs",
+        ge=1,
+    )  # fmt: skip
+    react_rows: int | None = option(
+        None, "keep at most so many sft rows of ReAct tool use; the report mixes about 2000 in", source="Q §3.4, D",
+        unit="rows", ge=0,
+    )  # fmt: skip
     splits: Splits = option(Splits(), "train, PPO and held-out parts", source="D")
     filters: Filters = option(Filters(), "what policy keeps out", source="Q §3.1.1 and D")
     max_rejected_ratio: float = option(

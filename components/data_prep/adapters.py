@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from components.core.config import Source
@@ -183,11 +184,15 @@ def _scores_of(preference: float) -> list[float]:
     return [0.0, 0.0] if preference == 0 else [2 - preference, preference - 1]
 
 
-def _scored(columns: Columns) -> Item:
+def _asked_messages(columns: Columns) -> list[Message]:
+    """A conversation up to its last question, or that question alone."""
     if columns.has("messages"):
-        messages = _messages(columns)
-    else:
-        messages = [*columns.system(), _message("user", columns.text("prompt"))]
+        return _messages(columns)
+    return [*columns.system(), _message("user", columns.text("prompt"))]
+
+
+def _scored(columns: Columns) -> Item:
+    messages = _asked_messages(columns)
     if columns.prompt_only:
         return Conversation(messages=messages, meta=columns.meta())
     responses = columns.values("responses")
@@ -195,6 +200,43 @@ def _scored(columns: Columns) -> Item:
     true_scores = columns.numbers("true_scores") if columns.has("true_scores") else None
     scores = columns.numbers("scores")
     return Judged(messages=messages, responses=responses, scores=scores, true_scores=true_scores, meta=columns.meta())
+
+
+def _vote_score(votes: float, accepted: bool) -> float:
+    """Askell et al. 2021: round(log2(1 + votes)), and 1 more if accepted; -1 if there are more votes against it."""
+    return -1.0 if votes < 0 else round(math.log2(1 + votes)) + float(accepted)
+
+
+def _net_votes(votes: float, accepted: bool) -> float:
+    """WorldPM (2025): votes for less votes against, to accept an answer is one vote."""
+    return votes + accepted
+
+
+def _voted(columns: Columns, score: Callable[[float, bool], float]) -> Item:
+    """A post with its answers: objects with text, votes and accepted, or three lists side by side."""
+    messages = _asked_messages(columns)
+    if columns.prompt_only:
+        return Conversation(messages=messages, meta=columns.meta())
+    answers = columns.values("answers")
+    if any(isinstance(answer, dict) for answer in answers):
+        require(all(isinstance(answer, dict) for answer in answers), "wrong_type")
+        inner = [Columns(answer, columns.names) for answer in answers]
+        texts = [answer.text("text") for answer in inner]
+        votes = [answer.get("votes") for answer in inner]
+        accepted = [answer.get("accepted") for answer in inner]
+    else:
+        require(all(isinstance(answer, str) for answer in answers), "wrong_type")
+        texts, votes = answers, columns.values("votes")
+        accepted = columns.values("accepted") if columns.has("accepted") else [None] * len(texts)
+    require(len(votes) == len(accepted) == len(texts), "score_count")
+    scores = [score(_number(n, "bad_votes"), _flag(a)) for n, a in zip(votes, accepted, strict=True)]
+    return Judged(messages=messages, responses=texts, scores=scores, meta=columns.meta())
+
+
+def _flag(value: Any) -> bool:
+    """True, false, 1, 0, or nothing, which is false."""
+    require(value is None or (isinstance(value, int | float) and value in (0, 1)), "wrong_type")
+    return bool(value)
 
 
 def _text(columns: Columns) -> Item:
@@ -214,6 +256,7 @@ class Adapter(NamedTuple):
 
 
 _CHATS, _JUDGED = ("sft", "ppo", "pretrain"), ("pmp", "reward_model", "ppo", "pretrain")
+_VOTED = ("prompt", "messages", "role", "content", "answers", "text", "votes", "accepted", "system", "meta")
 ADAPTERS: dict[str, Adapter] = {
     "chat": Adapter(_chat, ("messages", "role", "content", "system", "meta"), _CHATS),
     "instruction": Adapter(_instruction, ("instruction", "input", "output", "system", "meta"), _CHATS),
@@ -229,6 +272,8 @@ ADAPTERS: dict[str, Adapter] = {
         ("prompt", "messages", "role", "content", "responses", "scores", "true_scores", "system", "meta"),
         _JUDGED,
     ),
+    "votes": Adapter(partial(_voted, score=_vote_score), _VOTED, _JUDGED),
+    "net_votes": Adapter(partial(_voted, score=_net_votes), _VOTED, _JUDGED),
     "text": Adapter(_text, ("text",), ("pretrain",)),
     "demo_world": Adapter(_demo_world, (), DATA_ROLES),
 }

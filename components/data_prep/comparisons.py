@@ -3,11 +3,13 @@
 Scores are compared only within a row: two annotators' scales need not be the same. Fractions are kept.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
+from components.core.config import DataPrepConfig
 from components.core.records import Message
 from components.data_prep.adapters import Judged
 from components.data_prep.checks import normalised
@@ -76,13 +78,16 @@ def _is_per_response(values: Any, item: Judged) -> bool:
 
 
 def _vote(votes: Votes, places: list[int], scores: list[float]) -> None:
-    """Score differences of each two different responses. A response given twice counts with its mean score."""
+    """Score differences of each two different responses. A response given twice counts with its mean score.
+
+    Rounded, because fractions are not exact in binary: 0.4 - 0.3 is more than 0.1, and means of equal scores differ.
+    """
     of: dict[int, list[float]] = {}
     for index, score in zip(places, scores, strict=True):
         of.setdefault(index, []).append(score)
-    means = {index: sum(values) / len(values) for index, values in of.items()}
+    means = {index: math.fsum(values) / len(values) for index, values in of.items()}
     for first, second in combinations(sorted(means), 2):
-        votes.setdefault((first, second), []).append(means[first] - means[second])
+        votes.setdefault((first, second), []).append(round(means[first] - means[second], 9))
 
 
 def group(rows: Iterable[tuple[str, Judged]]) -> Iterator[PromptGroup]:
@@ -113,13 +118,18 @@ def strict_pairs(votes: Votes, min_gap: float = 0.0, limit: int | None = None) -
             found.conflicts += 1
         else:
             chosen, rejected = (first, second) if clear[0] > 0 else (second, first)
-            gap = sum(map(abs, clear)) / len(clear)
+            gap = math.fsum(map(abs, clear)) / len(clear)  # whatever the order of the rows
             found.strict.append({"chosen": chosen, "rejected": rejected, "gap": gap})
     found.strict.sort(key=lambda pair: (-pair["gap"], pair["chosen"], pair["rejected"]))
     if limit is not None:
         found.over_limit = max(0, len(found.strict) - limit)
         del found.strict[limit:]
     return found
+
+
+def pair_limit(config: DataPrepConfig, role: str) -> int | None:
+    """The most pairs of a prompt that a role's rows have."""
+    return config.pmp_pairs_per_prompt if role == "pmp" else config.max_pairs_per_prompt
 
 
 def compact(pairs: list[Pair]) -> tuple[list[int], list[Pair]]:

@@ -62,6 +62,21 @@ def test_splits_must_leave_something_to_train_on() -> None:
     assert "below 1" in refused("data_prep", {"splits": {"heldout": 0.5, "ppo": 0.5}})
 
 
+def test_sources_of_a_role_have_all_a_weight_or_none() -> None:
+    def check(*sources: dict[str, Any]) -> None:
+        values = {"sources": {"sft": [{"adapter": "chat", "path": str(i), **one} for i, one in enumerate(sources)]}}
+        step_config("data_prep", values)
+
+    check({"weight": 3}, {"weight": 0.5}, {"heldout_only": True})
+    check({}, {"heldout_only": True})
+    with pytest.raises(UserError, match="give all sources of sft a weight, or none of them"):
+        check({"weight": 3}, {})
+    with pytest.raises(UserError, match="heldout_only leaves none"):
+        check({"weight": 3}, {"weight": 1, "heldout_only": True})
+    with pytest.raises(UserError, match=r"sources\.sft\.0\.weight"):
+        check({"weight": 0})
+
+
 def test_recipe_numbers_are_the_defaults() -> None:
     profile = Profile()
     assert (profile.sft.steps, profile.sft.batch_size, profile.sft.warmup_steps) == (4000, 128, 1430)
