@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from components.core import store
 from components.core.chatml import ChatTokenizer
 from components.core.config import Strategy
+from components.core.errors import UserError
 from components.core.records import Prompt
 from components.core.seeds import seed_for
 from components.core.spec import StepSpec
@@ -52,16 +55,20 @@ def sample_part(
     for strategy in strategies:
         places = [(index, number) for index in range(len(prompts)) for number in range(strategy.samples)]
         seeds = [response_seed(seed, prompts[index].id, name, strategy.name, number) for index, number in places]
-        responses = sample(
-            model,
-            [encoded[index] for index, _ in places],
-            seeds=seeds,
-            max_new_tokens=strategy.max_new_tokens,
-            temperature=strategy.temperature,
-            top_p=strategy.top_p,
-            stop_ids=tokenizer.stop_ids,
-            batch_tokens=batch_tokens,
-        )
+        try:
+            responses = sample(
+                model,
+                [encoded[index] for index, _ in places],
+                seeds=seeds,
+                max_new_tokens=strategy.max_new_tokens,
+                temperature=strategy.temperature,
+                top_p=strategy.top_p,
+                stop_ids=tokenizer.stop_ids,
+                batch_tokens=batch_tokens,
+            )
+        except torch.OutOfMemoryError as error:
+            what = f"GPU out of memory where {name} answers by {strategy.name}"
+            raise UserError(what, where="sample_responses.batch_tokens", fix="lower it") from error
         found += [
             Candidate(
                 prompt=prompts[index].id, model=name, strategy=strategy.name, number=number, seed=drawn,

@@ -77,11 +77,7 @@ def sample_all(
     )[0]
     progress.begin(len(names) * len(blocks), len(missing))
     for name in names:
-        mine = [
-            part
-            for place, (owner, part) in enumerate(missing)
-            if owner == name and place % runtime.world == runtime.rank
-        ]
+        mine = [part for owner, part in dealt(missing, runtime.rank, runtime.world) if owner == name]
         if not mine:
             continue
         folder = step.input(name)
@@ -99,6 +95,11 @@ def sample_all(
         gc.collect()
         if runtime.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def dealt(missing: list[tuple[str, int]], rank: int, world: int) -> list[tuple[str, int]]:
+    """A rank's share of the parts (model, number): of each model about as many as any other rank's."""
+    return missing[rank::world]
 
 
 def write(folder: Path, step: Step, names: list[str], blocks: list[list[Prompt]], parts: Parts) -> dict[str, Any]:

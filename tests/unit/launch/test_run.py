@@ -195,3 +195,24 @@ def test_raw_input_by_hand_is_used_where_it_lies(tmp_path: Path) -> None:
     assert Step(backend.specs[0]).input("comparisons") == file
     with pytest.raises(UserError, match="neither published"):
         launch("evaluate", inputs={"comparisons": str(tmp_path / "nothing")}, raw_inputs=True, **given)
+
+
+def test_step_runs_again_when_people_hand_something_in_and_not_otherwise(runner: Runner, tmp_path: Path) -> None:
+    inputs = {"results": str(tmp_path / "handed-in")}
+    runner("annotate", inputs=inputs)
+    runner("annotate", inputs=inputs)
+    assert len(runner.backend.specs) == 1
+    (tmp_path / "handed-in").mkdir()
+    (tmp_path / "handed-in" / "one.json").write_text("[]")
+    assert not is_current(str(runner.root / "runs" / "r" / "annotate"))
+    runner("annotate", inputs=inputs)
+    runner("annotate", inputs=inputs)
+    assert len(runner.backend.specs) == 2
+    assert is_current(str(runner.root / "runs" / "r" / "annotate"))
+
+
+def test_a_step_twice_in_a_run_has_two_places(runner: Runner) -> None:
+    one, other = (runner(place=f"{arm}/sft") for arm in ("several", "single"))
+    assert one.outputs["model"] == str(runner.root / "runs/r/several/sft/output/model")
+    assert other.outputs["model"] == str(runner.root / "runs/r/single/sft/output/model")
+    assert len(runner.backend.specs) == 2

@@ -99,6 +99,7 @@ def test_steps_of_the_run_lie_where_the_pipeline_puts_them(tmp_path: Path) -> No
             (0.01, 0.19),
             "at least as accurate as the one from a single model: 0.900 against 0.800 of 50 pairs of x",
         ),
+        (0.8, (-0.1, 0.1), "at least as accurate as the one from a single model: 0.800 against 0.800"),
         (0.8, (-0.1, 0.1), "a difference of +0.000 [-0.100, +0.100], which may be chance."),
         (0.7, (-0.2, 0.01), "less accurate than the one from a single model: 0.700 against 0.800"),
         (0.7, (-0.2, -0.05), "a difference of -0.100 [-0.200, -0.050]."),

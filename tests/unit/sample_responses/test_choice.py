@@ -47,6 +47,8 @@ def test_similar_responses_are_shown_once_unless_only_equal_ones_go() -> None:
     assert len(chosen(*pair).responses) == 2
     assert Counter(fates(chosen(*pair)).values())["near_duplicate"] == 1
     assert len(chosen(*pair, near_duplicate=1.0).responses) == 3
+    # Which are the same words, but not the same text.
+    assert len(chosen(candidate("a", "It is blue."), candidate("b", "it is blue!"), near_duplicate=1.0).responses) == 2
 
 
 def test_cut_off_responses_are_left_out_unless_they_are_wanted() -> None:

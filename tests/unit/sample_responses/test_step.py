@@ -84,6 +84,12 @@ def test_neither_does_the_number_of_ranks(inputs: dict[str, str], whole: StepRes
     assert ranks.launch("sample_responses", tmp_path / "out", inputs, CONFIG, processes=2).manifests == whole.manifests
 
 
+def test_every_part_is_one_ranks_and_ranks_have_about_as_many_of_each_model() -> None:
+    missing = [("a", 0), ("a", 2), ("a", 3), ("b", 0), ("b", 1)]
+    shares = [module.dealt(missing, rank, 2) for rank in range(2)]
+    assert shares == [[("a", 0), ("a", 3), ("b", 1)], [("a", 2), ("b", 0)]]
+
+
 def test_killed_step_samples_only_the_parts_that_are_missing(
     inputs: dict[str, str], whole: StepResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,7 +170,8 @@ def test_fewer_prompts_are_some_of_more_and_heldout_ones_come_when_asked(
 ) -> None:
     few = run_step("sample_responses", tmp_path / "few", inputs, CONFIG | {"max_prompts": 4})
     some, all_of_them = rows_of(few, "responses"), rows_of(whole, "responses")
-    assert len(some) == 4 and all(row in all_of_them for row in some)
+    # In the same order, too: a larger choice begins with the smaller one.
+    assert some == all_of_them[:4]
 
     tokenizer = ChatTokenizer.load(Path(inputs["model-one"]))
     rows = prompts(tokenizer)
@@ -178,11 +185,18 @@ def test_fewer_prompts_are_some_of_more_and_heldout_ones_come_when_asked(
 
 
 def test_prompt_too_long_for_one_model_is_asked_of_none(inputs: dict[str, str], tmp_path: Path) -> None:
-    """The second model reads 128 tokens."""
+    """The second model reads 128 tokens: the prompt alone, but not an answer of six tokens with it."""
     tokenizer = ChatTokenizer.load(Path(inputs["model-one"]))
     rows = prompts(tokenizer, 3)
-    rows[1].messages[0]["content"] = "the cat sat on the mat " * 10
-    assert 128 - 6 < len(tokenizer.encode_prompt(rows[1].messages)) < 250
+    words = "the cat sat on the mat " * 20
+    fitting = max(
+        (words[:length] for length in range(len(words))),
+        key=lambda text: (
+            (length := len(tokenizer.encode_prompt([{"role": "user", "content": text}]))) * (length <= 128)
+        ),
+    )
+    rows[1].messages[0]["content"] = fitting
+    assert 128 - 6 < len(tokenizer.encode_prompt(rows[1].messages)) <= 128
     given = inputs | {"prompts": publish_rows(tmp_path / "rows", tmp_path / "data", rows)}
     result = run_step("sample_responses", tmp_path / "out", given, CONFIG)
     assert {row["prompt"] for row in rows_of(result, "producers")} == {"0", "2"}
