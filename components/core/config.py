@@ -219,6 +219,57 @@ class Filters(Config):
     benchmark_ngram: int = option(13, "the n of it; a Chinese character is a word", source="Q §2.1", unit="words", ge=4)
 
 
+class TextRepair(Config):
+    """How texts are made whole before anything looks at them."""
+
+    encoding: Literal["keep", "repair", "reject"] = option(
+        "repair", "text that was decoded wrongly; what ftfy cannot tell from meant text stays", source="D"
+    )
+    max_replacement_ratio: float = option(
+        0.01, "a text with a larger share of U+FFFD is refused", source="D", unit="ratio", ge=0, le=1
+    )
+    invisible: Literal["keep", "remove"] = option(
+        "remove", "control and invisible characters, but for joiners where letters or emoji need them", source="D"
+    )
+    unicode: Literal["keep", "nfc", "nfkc"] = option("nfc", "normal form; Qwen2's tokenizer has nfc", source="D")
+
+
+class Safety(Config):
+    """Who labels rows for violence, bias and pornography, and what becomes of them."""
+
+    classifier: Literal["none", "lexical", "endpoint", "model"] = option(
+        "lexical", "word lists offline, a chat model behind an endpoint, or a sequence-classification model", source="D"
+    )
+    unsafe_responses: Literal["reannotate", "keep"] = option(
+        "reannotate", "a reply that does harm is kept out of training and listed for new annotation", source="Q §3.1.1"
+    )
+    max_share: float = option(
+        1.0, "largest share of rows about safety in a role; which ones stay is drawn by id", source="D, Q gives none",
+        unit="ratio", ge=0, le=1,
+    )  # fmt: skip
+    url: str = option("", "endpoint: up to /chat/completions, such as http://localhost:8000/v1", source="D")
+    model: str = option("", "endpoint: the model's name; model: a hub id, an s3:// or file:// folder", source="D")
+    revision: str = option("main", "model: revision of a hub model; pin a commit for a real run", source="D")
+    key_variable: str = option("KUBEALIGN_SAFETY_KEY", "endpoint: environment variable with the key", source="D")
+    max_unlabelled_ratio: float = option(
+        0.02, "endpoint: a larger share of rows without a label stops the step", source="D", unit="ratio", ge=0, le=1
+    )
+    label_map: dict[str, Literal["violence", "bias", "pornography", "malicious", "benign_sensitive", "safe"]] = option(
+        {}, "model: what each of its labels means here", source="D"
+    )
+    threshold: float = option(
+        0.5, "model: a label holds from this probability on", source="D", unit="probability", gt=0, lt=1
+    )
+
+    @model_validator(mode="after")
+    def _classifier_is_given(self) -> Self:
+        if self.classifier == "endpoint" and not (self.url and self.model):
+            raise ValueError("classifier endpoint needs url and model")
+        if self.classifier == "model" and not (self.model and self.label_map):
+            raise ValueError("classifier model needs model and label_map")
+        return self
+
+
 class DataPrepConfig(Config):
     """Raw data in; checked, split, tokenised rows out."""
 
