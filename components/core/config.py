@@ -217,6 +217,43 @@ class Filters(Config):
         [], "files, folders or globs of evaluation sets; rows that share n words in a row with them go", source="Q §2.1"
     )
     benchmark_ngram: int = option(13, "the n of it; a Chinese character is a word", source="Q §2.1", unit="words", ge=4)
+    near_duplicates: float | None = option(
+        0.8, "rows of which this share of word triples is the same as an earlier row's, or a held-out prompt's, go",
+        source="Q §2.1 (text), D", unit="Jaccard", gt=0, le=1,
+    )  # fmt: skip
+
+
+class Tags(Config):
+    """What prompts ask for, as tags of an open set, normalised in four stages."""
+
+    tagger: Literal["none", "lexical", "endpoint"] = option(
+        "lexical", "lexical: word lists, offline; endpoint: a chat model, OpenAI-compatible", source="Q §3.2.2, D"
+    )
+    roles: list[Literal["sft", "pmp", "reward_model", "ppo"]] = option(
+        ["sft", "reward_model", "ppo"], "roles whose rows get tags", source="D"
+    )
+    endpoint: str = option("", "base URL of the tagger, up to and with /v1", source="D")
+    model: str = option("", "its model", source="D")
+    key_variable: str = option("", "environment variable that holds its key", source="D")
+    concurrency: int = option(8, "requests at a time", source="D", ge=1, le=256)
+    max_untagged_ratio: float = option(
+        0.02, "more rows without an answer than this stop the step; what was answered is kept", source="D", ge=0, le=1
+    )
+    min_count: int = option(20, "rows that a raw tag needs", source="C InsTag", unit="rows", ge=1)
+    max_distance: float = option(0.05, "tags this near in meaning are one", source="C InsTag", unit="cosine", ge=0)
+    min_support: int = option(40, "rows that the tags of an association share", source="C InsTag", unit="rows", ge=1)
+    min_confidence: float = option(0.99, "share of one tag's rows with the other", source="C InsTag", gt=0, le=1)
+
+
+class Sampling(Config):
+    """Balanced, complexity-first choice of a role's training rows by their tags."""
+
+    size: int = option(..., "rows to choose", source="U", unit="rows", ge=1)
+    max_per_tag: int | None = option(None, "most rows with the same tag", source="D", unit="rows", ge=1)
+    max_per_category: int | None = option(None, "most rows with the same meta.category", source="D", ge=1)
+    max_per_source: int | None = option(None, "most rows of a source", source="D", unit="rows", ge=1)
+    max_per_language: int | None = option(None, "most rows in a language", source="D", unit="rows", ge=1)
+    fill: bool = option(False, "fill up with rows that add no tag", source="C InsTag")
 
 
 class TextRepair(Config):
@@ -298,6 +335,10 @@ class DataPrepConfig(Config):
     )  # fmt: skip
     splits: Splits = option(Splits(), "train, PPO and held-out parts", source="D")
     filters: Filters = option(Filters(), "what policy keeps out", source="Q §3.1.1 and D")
+    tags: Tags = option(Tags(), "what prompts ask for", source="Q §3.2.2")
+    sampling: dict[Literal["sft", "reward_model", "ppo"], Sampling] = option(
+        {}, "roles whose training rows are chosen by their tags", source="Q §3.2.2"
+    )
     max_rejected_ratio: float = option(
         0.5, "more rejected rows than this in one source stop the step", source="D", unit="ratio", ge=0, le=1
     )

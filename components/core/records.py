@@ -20,6 +20,7 @@ DATA_ROLES = ("sft", "pmp", "reward_model", "ppo", "pretrain")
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _IDS = pa.list_(pa.int32())
+_LABELS = [("tags", pa.list_(pa.string())), ("language", pa.string()), ("safety", pa.list_(pa.string()))]
 _ORIGIN = [("id", pa.string()), ("source", pa.string()), ("licence", pa.string())]
 
 
@@ -34,8 +35,11 @@ class Chat:
     input_ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     meta: str = "{}"
+    tags: list[str] = field(default_factory=list)
+    language: str = ""
+    safety: list[str] = field(default_factory=list)
     SCHEMA: ClassVar[pa.Schema] = pa.schema(
-        [*_ORIGIN, ("messages", _MESSAGES), ("input_ids", _IDS), ("labels", _IDS), ("meta", pa.string())]
+        [*_ORIGIN, ("messages", _MESSAGES), ("input_ids", _IDS), ("labels", _IDS), ("meta", pa.string()), *_LABELS]
     )
 
 
@@ -56,6 +60,9 @@ class Comparison:
     ties: int = 0
     input_ids: list[list[int]] = field(default_factory=list)
     meta: str = "{}"
+    tags: list[str] = field(default_factory=list)
+    language: str = ""
+    safety: list[str] = field(default_factory=list)
     SCHEMA: ClassVar[pa.Schema] = pa.schema(
         [
             *_ORIGIN,
@@ -65,6 +72,7 @@ class Comparison:
             ("ties", pa.int32()),
             ("input_ids", pa.list_(_IDS)),
             ("meta", pa.string()),
+            *_LABELS,
         ]
     )
 
@@ -79,8 +87,11 @@ class Prompt:
     messages: list[Message]
     input_ids: list[int] = field(default_factory=list)
     meta: str = "{}"
+    tags: list[str] = field(default_factory=list)
+    language: str = ""
+    safety: list[str] = field(default_factory=list)
     SCHEMA: ClassVar[pa.Schema] = pa.schema(
-        [*_ORIGIN, ("messages", _MESSAGES), ("input_ids", _IDS), ("meta", pa.string())]
+        [*_ORIGIN, ("messages", _MESSAGES), ("input_ids", _IDS), ("meta", pa.string()), *_LABELS]
     )
 
 
@@ -127,21 +138,39 @@ class RowWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.count = 0
         self._schema: pa.Schema = row_type.SCHEMA
-        self._batch: list[dict[str, Any]] = []
-        self._batch_rows = batch_rows
+        self._rows: list[dict[str, Any]] = []
+        self._batches: list[pa.RecordBatch] = []
+        self._waiting, self._batch_rows = 0, batch_rows
         self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
 
     def write(self, row: Row) -> None:
         # Not dataclasses.asdict: it copies every token id on its own.
-        self._batch.append(vars(row))
-        self.count += 1
-        if len(self._batch) >= self._batch_rows:
+        self._rows.append(vars(row))
+        self._added(1)
+
+    def write_batch(self, batch: pa.RecordBatch) -> None:
+        """Rows that are an Arrow batch of the type's schema already."""
+        self._pack()
+        self._batches.append(batch)
+        self._added(batch.num_rows)
+
+    def _added(self, rows: int) -> None:
+        self.count += rows
+        self._waiting += rows
+        if self._waiting >= self._batch_rows:
             self._flush()
 
+    def _pack(self) -> None:
+        if self._rows:
+            self._batches.append(pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
+            self._rows.clear()
+
     def _flush(self) -> None:
-        if self._batch:
-            self._writer.write_table(pa.Table.from_pylist(self._batch, schema=self._schema))
-            self._batch.clear()
+        self._pack()
+        if self._waiting:
+            self._writer.write_table(pa.Table.from_batches(self._batches, schema=self._schema))
+            self._batches.clear()
+            self._waiting = 0
 
     def close(self) -> None:
         try:

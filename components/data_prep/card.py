@@ -38,9 +38,9 @@ class SourceCard:
         self.rules[rule] += rows
         self.first_places.setdefault(rule, place)
 
-    def count(self, part: str, tokens: int, pairs: int = 0) -> None:
+    def count(self, part: str, tokens: int, pairs: int = 0, rows: int = 1) -> None:
         found = self.parts.setdefault(part, PartCount())
-        found.rows += 1
+        found.rows += rows
         found.tokens += tokens
         found.pairs += pairs
 

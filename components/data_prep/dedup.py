@@ -1,4 +1,4 @@
-"""Exact duplicates, after white space is made the same. The first row wins."""
+"""What makes two contents the same: exact duplicates, after white space is made the same."""
 
 import hashlib
 from collections.abc import Iterable
@@ -7,20 +7,10 @@ from components.core.records import Message
 from components.data_prep.checks import normalised
 
 
-class Seen:
-    """Remembers 16 bytes of each content; one for each role."""
-
-    def __init__(self) -> None:
-        self._digests: set[bytes] = set()
-
-    def is_new(self, scope: str, texts: Iterable[str]) -> bool:
-        """Whether this content is met for the first time in its scope (training, or one source's held-out set)."""
-        content = "\x1f".join([scope, *(normalised(text) for text in texts)])
-        digest = hashlib.sha256(content.encode()).digest()[:16]
-        if digest in self._digests:
-            return False
-        self._digests.add(digest)
-        return True
+def digest(texts: Iterable[str]) -> bytes:
+    """16 bytes of a content."""
+    content = "\x1f".join(normalised(text) for text in texts)
+    return hashlib.sha256(content.encode()).digest()[:16]
 
 
 def conversation_texts(messages: list[Message]) -> list[str]:

@@ -1,7 +1,7 @@
 """What policy keeps out of training, row by row: prompt templates, texts of benchmarks, personal data."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,6 @@ from components.core.records import Message
 from components.data_prep.adapters import Conversation, Document, Item, Judged
 from components.data_prep.checks import Reject, require
 from components.data_prep.decontaminate import Benchmarks
-from components.data_prep.mined_templates import MinedTemplates
 from components.data_prep.personal_data import mask
 from components.data_prep.readers import read
 from components.data_prep.templates import is_tool_use, template_rule
@@ -24,23 +23,15 @@ class RowFilters:
         rows = (raw.row for path in config.benchmarks for raw in read(path, data_root))
         self.benchmarks = Benchmarks((text for row in rows for text in _strings(row)), config.benchmark_ngram)
 
-    def mine(self, items: Iterable[Item], role: str) -> MinedTemplates | None:
-        """The templates that a source's prompts share; None where the role may have templates."""
-        limit = self.config.mined_templates
-        if limit is None or role not in self.config.templates:
-            return None
-        mined = MinedTemplates(limit)
-        for item in items:
-            if not is_tool_use(item.messages):
-                mined.add(item.messages)
-        return mined
+    def is_mined(self, item: Item, role: str) -> bool:
+        """Whether the prompt's frames count towards templates that others share, which reduce.py decides."""
+        mined = self.config.mined_templates is not None and role in self.config.templates
+        return mined and not is_tool_use(item.messages)
 
-    def check(self, item: Item, role: str, mined: MinedTemplates | None) -> None:
+    def check(self, item: Item, role: str) -> None:
         """Raises Reject for a row that must not be trained on."""
-        if role in self.config.templates and not is_tool_use(item.messages):
-            rule = template_rule(item.messages) or (mined and mined.rule(item.messages))
-            if rule:
-                raise Reject(rule)
+        if role in self.config.templates and not is_tool_use(item.messages) and (rule := template_rule(item.messages)):
+            raise Reject(rule)
         require(not any(map(self.benchmarks.contain, _texts(item))), "benchmark")
 
     def clean(self, item: Item, notes: Counter[str]) -> Item:

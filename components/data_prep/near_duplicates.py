@@ -71,7 +71,7 @@ def tokens(text: str) -> list[str]:
 
 
 def signatures(texts: Sequence[str]) -> NDArray[np.uint16]:
-    """(texts, PERMUTATIONS): the low 16 bits of the least hash of each text's shingles under each permutation.
+    """(texts, PERMUTATIONS): 16 bits of the least hash of each text's shingles under each permutation.
 
     Two texts agree in each value with a probability that is their similarity (Jaccard, of the sets of shingles), or by
     chance, 1 in 65,536 (b-bit minwise hashing, Li and König 2010).
@@ -82,7 +82,9 @@ def signatures(texts: Sequence[str]) -> NDArray[np.uint16]:
         for column, (factor, summand) in enumerate(zip(_FACTORS, _SUMMANDS, strict=True)):
             # One permutation after another: the hashes stay in the processor's cache.
             least = np.minimum.reduceat(hashes * factor + summand, starts)
-            found[start : start + _CHUNK, column] = least.astype(np.uint16)
+            # Mixed, for an affine map's low bits depend on the low bits alone: 16 that are the same in two texts of one
+            # shingle would be the same in all permutations.
+            found[start : start + _CHUNK, column] = _mixed(least).astype(np.uint16)
     return found
 
 

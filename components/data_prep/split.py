@@ -34,6 +34,11 @@ def key_of(item: Item) -> bytes:
     return key_of_messages(item.messages)
 
 
+def number(digest: bytes) -> int:
+    """8 bytes of a digest, for columns of numbers."""
+    return int.from_bytes(digest[:8], "big")
+
+
 def _digest(text: str) -> bytes:
     # A row that is to be refused for half a surrogate pair may be hashed before it is.
     return hashlib.sha256(_SALT + text.encode("utf-8", "surrogatepass")).digest()[:16]
@@ -53,7 +58,7 @@ def part_for(
     splits: Splits,
     *,
     heldout_only: bool,
-    heldout_keys: Collection[bytes],
+    heldout_keys: Collection[bytes] = frozenset(),
     is_document: bool = False,
 ) -> str:
     """TRAIN or HELDOUT for a row of a role. Raises Reject where the prompt belongs to somebody else.

@@ -64,12 +64,13 @@ def fit_prompt(tokenizer: ChatTokenizer, messages: list[Message], max_length: in
 class Packer:
     """Joins documents and cuts them into sequences of one length, in order; nothing is lost, the last is shorter."""
 
-    def __init__(self, tokenizer: ChatTokenizer, length: int) -> None:
-        self.tokenizer, self.length = tokenizer, length
+    def __init__(self, length: int) -> None:
+        self.length = length
         self._waiting: list[int] = []
 
-    def add(self, text: str) -> Iterator[list[int]]:
-        self._waiting += self.tokenizer.encode_document(text)
+    def add(self, ids: list[int]) -> Iterator[list[int]]:
+        """Sequences that a document's ids, closed by `<|endoftext|>`, complete."""
+        self._waiting += ids
         whole = len(self._waiting) // self.length * self.length
         for start in range(0, whole, self.length):
             yield self._waiting[start : start + self.length]

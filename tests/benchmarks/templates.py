@@ -15,7 +15,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from components.data_prep.mined_templates import MinedTemplates
+import numpy as np
+
+from components.data_prep.mined_templates import FRAMES as KINDS
+from components.data_prep.mined_templates import frame_digests, shared_frames
 from components.data_prep.templates import template_rule
 
 Frame = Callable[[str, str], str]
@@ -65,12 +68,12 @@ def _first_turn(transcript: str) -> tuple[str, str]:
 
 def caught(texts: list[str]) -> Iterator[str | None]:
     """The rule of each, mined ones too, as in a source that holds just these."""
-    mined = MinedTemplates(MINED)
     chats = [[{"role": "user", "content": text}] for text in texts]
-    for chat in chats:
-        mined.add(chat)
-    for chat in chats:
-        yield template_rule(chat) or mined.rule(chat)
+    digests = [frame_digests(chat) for chat in chats]
+    prompts = np.array([prompt for prompt, _ in digests], np.uint64)
+    shared = shared_frames(prompts, np.array([found for _, found in digests], np.uint64), MINED)
+    for chat, kind in zip(chats, shared.tolist(), strict=True):
+        yield template_rule(chat) or (f"template_mined_{KINDS[kind]}" if kind >= 0 else None)
 
 
 def main() -> None:

@@ -66,7 +66,8 @@ def test_files_are_compressed_with_zstd(tmp_path: Path) -> None:
 
 def test_a_file_of_other_rows_is_refused_with_the_missing_columns(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.parquet", ROWS[3:4], Text)
-    with pytest.raises(UserError, match=r"rows.parquet: no column messages, labels, meta for Chat rows"):
+    missing = r"rows.parquet: no column messages, labels, meta, tags, language, safety for Chat rows"
+    with pytest.raises(UserError, match=missing):
         list(read_rows(tmp_path / "rows.parquet", Chat))
 
 

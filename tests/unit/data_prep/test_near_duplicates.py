@@ -116,7 +116,8 @@ def test_signatures_are_those_of_datasketch() -> None:
         module.shingle_hashes([text])
     sketch = datasketch.MinHash(num_perm=PERMUTATIONS, seed=1, scheme="affine32", hashfunc=int)
     sketch.update_batch(unmixed)
-    assert sketch.hashvalues.astype(np.uint16).tolist() == signatures([text])[0].tolist()
+    least = module._mixed(sketch.hashvalues.astype(np.uint32))
+    assert least.astype(np.uint16).tolist() == signatures([text])[0].tolist()
 
 
 def test_signatures_are_the_least_hashes_by_definition() -> None:
@@ -126,14 +127,14 @@ def test_signatures_are_the_least_hashes_by_definition() -> None:
     for begin, end, row in zip(starts, [*starts[1:], len(hashes)], signatures(texts), strict=True):
         for value, factor, summand in zip(row, module._FACTORS, module._SUMMANDS, strict=True):
             least = min((int(found) * int(factor) + int(summand)) % 2**32 for found in hashes[begin:end])
-            assert value == least % 2**16
+            assert value == int(module._mixed(np.array([least], np.uint32))[0]) % 2**16
 
 
 def test_signatures_never_change_between_processes_and_versions() -> None:
     """Shards are signed by different processes, perhaps on another day; a new value here makes old shards useless."""
     signed = signatures(["What is the capital of France?", "你好，世界", "", "\ud800"])
     assert signed.dtype == np.uint16
-    assert hashlib.sha256(signed.tobytes()).hexdigest()[:16] == "219755e4aba134a1"
+    assert hashlib.sha256(signed.tobytes()).hexdigest()[:16] == "91e0340c5b3edf8b"
 
 
 @given(texts=TEXTS, cuts=st.lists(st.integers(0, 12), max_size=3), order=st.randoms())
@@ -294,3 +295,12 @@ def test_real_prompts_and_edited_copies_are_told_apart_as_by_exact_similarity() 
         missed += exact >= 0.9 and earlier == -1
         wrong += earlier >= 0 and len(sets[row] & sets[earlier]) / len(sets[row] | sets[earlier]) < 0.7
     assert certain > 150 and missed == 0 and wrong == 0
+
+
+def test_texts_of_one_shingle_with_the_same_low_bits_are_not_the_same() -> None:
+    """The low bits of an affine map depend on the low bits alone."""
+    hashes = np.array([0x0001BEEF, 0x7FFEBEEF], np.uint32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "shingle_hashes", lambda texts: (hashes, np.array([0, 1])))
+        one, other = signatures(["a", "b"])
+    assert (one == other).mean() < 0.05

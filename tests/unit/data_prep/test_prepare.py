@@ -16,6 +16,9 @@ from components.core.chatml import IGNORE, ChatTokenizer
 from components.core.config import Source, Sources, Splits
 from components.core.records import Chat, Comparison, Prompt, Rejected, RowWriter, Text, read_rows
 from components.core.spec import read_result
+from components.data_prep import prepare as prepare_module
+from components.data_prep import units
+from components.data_prep.shards import Shards
 from components.data_prep.sources import plain_texts
 from components.data_prep.split import bucket, key_of_messages
 
@@ -136,7 +139,7 @@ def scored(count: int) -> list[dict[str, Any]]:
 def test_true_scores_reach_held_out_files_only(run_step: RunStep, tmp_path: Path) -> None:
     jsonl(tmp_path, "s.jsonl", scored(60))
     source = {"path": "s.jsonl", "adapter": "scored_responses", "name": "panel"}
-    run = run_step({"sources": {"pmp": [source]}, "splits": {"heldout": 0.3}})
+    run = run_step({"sources": {"pmp": [source]}, "splits": {"heldout": 0.3}, "pmp_pairs_per_prompt": None})
     assert run.code == 0, run.error
     train = rows_in(run, "pmp/train.parquet", Comparison)
     noisy, true = (rows_in(run, f"pmp/heldout/{name}.parquet", Comparison) for name in ("panel", "panel-true"))
@@ -252,7 +255,7 @@ def test_response_that_does_not_fit_leaves_with_its_pairs(run_step: RunStep, tmp
     assert (row.responses, len(row.pairs)) == (["a", "b"], 1)
     card = run.card("pmp")["sources"]["s"]
     assert card["rules"] == {"too_long": 1}
-    assert (card["notes"]["responses_too_long"], card["notes"]["pairs_of_responses_too_long"]) == (2, 2)
+    assert (card["notes"]["responses_too_long"], card["notes"]["pairs_of_responses_too_long"]) == (2, 3)
 
 
 def test_pretraining_text_keeps_its_order_and_its_held_out_documents_apart(run_step: RunStep, tmp_path: Path) -> None:
@@ -336,7 +339,7 @@ def test_a_full_disk_is_told_by_its_place(run_step: RunStep, tmp_path: Path, mon
         raise OSError(errno.ENOSPC, "Error writing bytes to file")
 
     jsonl(tmp_path, "q.jsonl", questions(20))
-    monkeypatch.setattr(RowWriter, "write", full)
+    monkeypatch.setattr(RowWriter, "write_batch", full)
     fails(run_step(sft("q.jsonl")), "disk full", str(tmp_path))
 
 
@@ -390,3 +393,101 @@ def test_plain_texts_leave_out_what_is_held_out(tmp_path: Path) -> None:
         if bucket(key, Splits(heldout=0.2)) != "heldout"
     ]
     assert texts == [f"{row['question']}\n{row['answer']}" for row in expected]
+
+
+@pytest.fixture
+def mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Every role, in units of 7 rows: prompts judged several times, near and far apart, held-out and repeated rows."""
+    monkeypatch.setattr(units, "UNIT_ROWS", 7)
+    asked = questions(60)
+    jsonl(tmp_path, "chats.jsonl", [*asked, *asked[:5], {"question": "no answer", "answer": 3}])
+    judged = [
+        {"prompt": f"Q {i % 23}", "responses": ["a", "b", f"c {i}"], "scores": [i % 3, 1, 2], "true_scores": [0, 1, 2]}
+        for i in range(50)
+    ]
+    jsonl(tmp_path, "judged.jsonl", judged)
+    (tmp_path / "book.txt").write_text("\n\n".join(f"A paragraph of {i} words. " * 60 for i in range(40)))
+    path = {"path": "judged.jsonl", "adapter": "scored_responses"}
+    return {
+        "sources": {
+            "sft": [{"path": "chats.jsonl", "adapter": "question_answer"}, {"adapter": "demo_world", "max_rows": 40}],
+            "pmp": [path],
+            "reward_model": [path, {"adapter": "demo_world", "max_rows": 30}],
+            "ppo": [{"path": "chats.jsonl", "adapter": "question_answer"}],
+            "pretrain": [{"path": "book.txt", "adapter": "text"}],
+        },
+        "document_length": 64,
+        "splits": {"heldout": 0.2},
+        "tags": {"min_count": 2, "min_support": 4},
+        "sampling": {"ppo": {"size": 20, "fill": True}},
+    }
+
+
+def files(run: Any) -> dict[str, bytes]:
+    """Everything that was published."""
+    assert run.code == 0, run.error
+    return {str(path.relative_to(run.output)): path.read_bytes() for path in run.output.rglob("*") if path.is_file()}
+
+
+def test_number_of_processes_and_shards_changes_no_byte(
+    run_step: RunStep, mixed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = files(run_step({**mixed, "resources": {"threads": 1}}, name="one"))
+    assert len([name for name in one if "heldout" in name]) >= 6 and len(one) > 20
+    assert files(run_step({**mixed, "resources": {"threads": 3}}, name="three")) == one
+    whole = prepare_module.map_shard
+
+    def sharded(step: Any, config: Any, folder: Path, shard: int, shards: int) -> None:
+        for number in range(8):
+            whole(step, config, folder / str(number), number, 8)
+
+    def gathered(folders: list[Path], settings: dict[str, Any]) -> Shards:
+        return Shards(sorted(folders[0].iterdir()), settings)
+
+    monkeypatch.setattr(prepare_module, "map_shard", sharded)
+    monkeypatch.setattr(prepare_module, "Shards", gathered)
+    assert files(run_step({**mixed, "resources": {"threads": 1}}, name="eight")) == one
+
+
+def test_near_duplicates_of_training_and_of_held_out_prompts_go(run_step: RunStep, tmp_path: Path) -> None:
+    words = [f"word{i}" for i in range(60)]
+    text, far = " ".join(words), " ".join(words[:30])
+    nearly = text.replace("word30", "other")
+    rows = [{"question": q, "answer": "one"} for q in (text, nearly, far, "held out")]
+    jsonl(tmp_path, "q.jsonl", rows)
+    asked = " ".join(f"asked{i}" for i in range(60))
+    jsonl(tmp_path, "h.jsonl", [{"question": asked, "answer": "a"}])
+    jsonl(tmp_path, "p.jsonl", [{"question": asked.replace("asked7 ", "else "), "answer": "b"}, *questions(2)])
+    adapter = {"adapter": "question_answer"}
+    held = {"path": "h.jsonl", **adapter, "heldout_only": True}
+    sources = {"sft": [{"path": "q.jsonl", **adapter}, held], "ppo": [{"path": "p.jsonl", **adapter}]}
+    run = run_step({"sources": sources, "splits": NO_SPLIT})
+    assert run.code == 0, run.error
+    assert run.card("sft")["sources"]["q"]["rules"] == {"near_duplicate": 1}
+    assert run.card("ppo")["sources"]["p"]["rules"] == {"near_heldout_prompt": 1}
+    assert [row.messages[0]["content"] for row in rows_in(run, "sft/train.parquet", Chat)] == [text, far, "held out"]
+    (refused,) = rows_in(run, "sft/rejected.parquet", Rejected)
+    assert (refused.rule, refused.place) == ("near_duplicate", "q.jsonl:2") and "other" in refused.row
+    off = run_step({"sources": sources, "splits": NO_SPLIT, "filters": {"near_duplicates": None}}, name="off")
+    assert off.card("sft")["sources"]["q"]["rules"] == {} == off.card("ppo")["sources"]["p"]["rules"]
+
+
+def test_prompts_are_tagged_and_chosen_by_their_tags(run_step: RunStep, tmp_path: Path) -> None:
+    same = [{"question": f"Translate sentence number {i} into French.", "answer": "x"} for i in range(12)]
+    other = [{"question": f"Write a poem, then summarize it and explain why {i}.", "answer": "x"} for i in range(2)]
+    jsonl(tmp_path, "q.jsonl", [*same, *other])
+    config = {
+        "sources": {"ppo": [{"path": "q.jsonl", "adapter": "question_answer"}]}, "splits": NO_SPLIT,
+        "tags": {"min_count": 2, "min_support": 100}, "sampling": {"ppo": {"size": 4, "max_per_tag": 2}},
+        "filters": {"near_duplicates": None},
+    }  # fmt: skip
+    run = run_step(config)
+    assert run.code == 0, run.error
+    rows = rows_in(run, "ppo/train.parquet", Prompt)
+    counts = Counter(tag for row in rows for tag in row.tags)
+    assert len(rows) == 4 and (counts["writing"], counts["translation"]) == (2, 2), "no tag more than twice"
+    card = run.card("ppo")
+    assert card["sources"]["q"]["rules"] == {"not_sampled": 10}
+    before, after = card["sampling"]["before"], card["sampling"]["after"]
+    assert (before["rows"], after["rows"]) == (14, 4) and after["coverage"] == before["coverage"] == 1
+    assert card["tags"]["rows"] == 4 and dict(map(tuple, card["tags"]["top"]))["writing"] == 2

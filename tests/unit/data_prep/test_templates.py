@@ -1,10 +1,11 @@
 """Prompt templates by rule and by what prompts share."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.data_prep.mined_templates import EDGE_WORDS, MinedTemplates
+from components.data_prep.mined_templates import EDGE_WORDS, FRAMES, frame_digests, shared_frames
 from components.data_prep.templates import RULES, is_tool_use, template_rule
 
 
@@ -66,11 +67,12 @@ def test_tool_use_is_known_by_its_three_lines() -> None:
     assert not is_tool_use(asks("Question: the sky?", called.replace("Action Input", "Input")))
 
 
-def mined(texts: list[str], limit: int) -> MinedTemplates:
-    found = MinedTemplates(limit)
-    for text in texts:
-        found.add(asks(text))
-    return found
+def mined(texts: list[str], limit: int) -> list[str | None]:
+    """Which kind of frame each shares with more than `limit` others."""
+    digests = [frame_digests(asks(text)) for text in texts]
+    prompts = np.array([prompt for prompt, _ in digests], np.uint64)
+    frames = np.array([found for _, found in digests], np.uint64).reshape(-1, len(FRAMES))
+    return [FRAMES[kind] if kind >= 0 else None for kind in shared_frames(prompts, frames, limit)]
 
 
 WORDS = " ".join(f"w{number}" for number in range(EDGE_WORDS))
@@ -79,23 +81,20 @@ WORDS = " ".join(f"w{number}" for number in range(EDGE_WORDS))
 def test_frame_of_more_prompts_than_the_limit_is_a_template() -> None:
     before, after = [f"{WORDS} then {n}" for n in range(4)], [f"{n} and {WORDS}" for n in range(3)]
     lines = [f"Name: a{n}\nAge: b{n}\nTown: c{n}" for n in range(4)]
-    found = mined([*before, *after, *lines], 3)
-    assert [found.rule(asks(text)) for text in before] == ["template_mined_prefix"] * 4
-    assert [found.rule(asks(text)) for text in after] == [None] * 3, "three are not more than three"
-    assert found.rule(asks(before[0].upper())) == "template_mined_prefix"
-    assert mined(after, 2).rule(asks(after[0])) == "template_mined_suffix"
-    assert found.rule(asks(lines[0])) is None, "two words of each line differ"
-    assert mined([f"The name: a{n}\nThe age: b{n}\nThe town: c{n}" for n in range(4)], 3).rule(
-        asks("the name: x\nthe age: y\n\nthe town: z")
-    ) == "template_mined_skeleton"  # fmt: skip
+    assert mined([*before, *after, *lines], 3) == ["prefix"] * 4 + [None] * 7, "three are not more than three"
+    assert mined([*before, before[0].upper() + "!"], 4) == ["prefix"] * 5
+    assert mined(after, 2) == ["suffix"] * 3
+    skeletons = [f"The name: a{n}\nThe age: b{n}\nThe town: c{n}" for n in range(4)]
+    assert mined([*skeletons, "the name: x\nthe age: y\n\nthe town: z"], 4) == ["skeleton"] * 5
+    assert mined([], 3) == []
 
 
 def test_one_prompt_many_times_is_no_template() -> None:
-    assert mined([f"{WORDS} then what?"] * 100, 3).rule(asks(f"{WORDS} then what?")) is None
+    assert mined([f"{WORDS} then what?"] * 100, 3) == [None] * 100
 
 
 @given(st.lists(st.text("ab \n", max_size=40), max_size=12), st.integers(1, 4), st.randoms())
 def test_order_of_rows_does_not_matter(texts: list[str], limit: int, random) -> None:
     shuffled = random.sample(texts, len(texts))
-    first, second = mined(texts, limit), mined(shuffled, limit)
-    assert [first.rule(asks(text)) for text in texts] == [second.rule(asks(text)) for text in texts]
+    found = dict(zip(texts, mined(texts, limit), strict=True))
+    assert dict(zip(shuffled, mined(shuffled, limit), strict=True)) == found

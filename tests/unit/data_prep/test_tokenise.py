@@ -126,8 +126,8 @@ def test_prompt_is_kept_whole_or_refused(tokenizer: ChatTokenizer) -> None:
 def test_packing_loses_nothing_and_every_sequence_but_the_last_is_full(
     tokenizer: ChatTokenizer, texts: list[str], length: int
 ) -> None:
-    packer = Packer(tokenizer, length)
-    sequences = [ids for text in texts for ids in packer.add(text)] + list(packer.rest())
+    packer = Packer(length)
+    sequences = [ids for text in texts for ids in packer.add(tokenizer.encode_document(text))] + list(packer.rest())
     assert [i for ids in sequences for i in ids] == [i for text in texts for i in tokenizer.encode_document(text)]
     assert all(len(ids) == length for ids in sequences[:-1])
     assert all(0 < len(ids) <= length for ids in sequences)
@@ -135,7 +135,11 @@ def test_packing_loses_nothing_and_every_sequence_but_the_last_is_full(
 
 
 def test_text_of_a_sequence_separates_documents(tokenizer: ChatTokenizer) -> None:
-    packer = Packer(tokenizer, 1000)
-    assert list(packer.add("one")) + list(packer.add("<|endoftext|> two")) == []
+    packer = Packer(1000)
+    assert (
+        list(packer.add(tokenizer.encode_document("one")))
+        + list(packer.add(tokenizer.encode_document("<|endoftext|> two")))
+        == []
+    )
     (ids,) = packer.rest()
     assert text_of(tokenizer, ids) == "one\n\n<|endoftext|> two"

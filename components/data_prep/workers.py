@@ -1,0 +1,68 @@
+"""Units mapped on all cores: the same units in the same order, whatever the number of processes."""
+
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import chain, islice
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+from pathlib import Path
+
+from components.core.chatml import ChatTokenizer
+from components.core.config import DataPrepConfig
+from components.data_prep.mapping import Mapped, Mapper
+from components.data_prep.units import Unit
+
+_mapper: Mapper | None = None
+
+
+def make_mapper(config: DataPrepConfig, model: Path, data_root: str) -> Mapper:
+    return Mapper(config, ChatTokenizer.load(model), data_root)
+
+
+def map_units(units: Iterator[Unit], mapper: Mapper, model: Path, data_root: str, processes: int) -> Iterator[Mapped]:
+    """The units' results in their order. Few units are not worth a process of their own.
+
+    `mapper` is this process's; the others make theirs of the same settings. No more than two units a process are under
+    way, so that memory does not grow with the input.
+    """
+    first = list(islice(units, 2))
+    if processes == 1 or len(first) < 2:
+        yield from map(mapper.map, chain(first, units))
+        return
+    given = (mapper.config, model, data_root)
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start, initargs=given)
+    under_way: deque[Future[Mapped]] = deque()
+    try:
+        for unit in chain(first, units):
+            under_way.append(pool.submit(_map, unit))
+            if len(under_way) >= 2 * processes:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start(config: DataPrepConfig, model: Path, data_root: str) -> None:
+    global _mapper
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to act on
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _mapper = make_mapper(config, model, data_root)
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot shut its pool down."""
+    parent = parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+def _map(unit: Unit) -> Mapped:
+    assert _mapper is not None
+    return _mapper.map(unit)
