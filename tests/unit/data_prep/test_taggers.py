@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from components.core import endpoint
 from components.core.endpoint import ChatClient, Endpoint, retry_after
 from components.core.errors import Cancelled, RetryableError, UserError, exit_code_for, report
+from components.data_prep.asking import Answers
 from components.data_prep.lexical_tags import LexicalTagger
-from components.data_prep.taggers import Answers, EndpointTagger, read_tags
+from components.data_prep.taggers import EndpointTagger, read_tags
 
 KEY = "sk-a-very-secret-key"
 ours = partial(Endpoint, key_variable="KUBEALIGN_TAGGER_KEY")
@@ -321,7 +322,7 @@ def test_over_the_limit_the_step_stops_and_goes_on_from_what_was_answered(
         stopped.tag(queries)
     assert exit_code_for(caught.value) == 1
     line = report(caught.value)
-    assert "of 8 queries these stay untagged: 2 nonsense" in line and "cache.jsonl" in line and server.url in line
+    assert "of 8 texts these stay untagged: 2 nonsense" in line and "cache.jsonl" in line and server.url in line
 
     server.reply, before = (lambda query, _: tagged(query)), server.asked()
     resumed = make(max_untagged_ratio=0.0)
@@ -335,7 +336,7 @@ def test_the_limit_is_a_share_of_all_queries_so_far(server: Server, make: Callab
     tagger = make(max_untagged_ratio=0.25)
     tagger.tag(["a", "b", "c", "bad 1"])
     tagger.tag(["d", "e", "f", "bad 2"])
-    with pytest.raises(UserError, match="of 10 queries these stay untagged: 3 nonsense"):
+    with pytest.raises(UserError, match="of 10 texts these stay untagged: 3 nonsense"):
         tagger.tag(["g", "bad 3"])
 
 
@@ -427,19 +428,21 @@ def test_whoever_stops_the_client_gets_no_half_answer(server: Server, tmp_path: 
 
 def test_a_cache_survives_a_torn_line_and_strange_ones(tmp_path: Path) -> None:
     path = tmp_path / "new" / "cache.jsonl"
-    first = Answers(path)
-    first.keep("k1", ["ä", "b"])
-    first.keep("k2", [])
+    one, none = (json.dumps([{"tag": tag, "explanation": "x"} for tag in tags]) for tags in (["ä", "b"], []))
+    first = Answers(path, read_tags)
+    first.keep("k1", one, ["ä", "b"])
+    first.keep("k2", none, [])
     whole = path.read_bytes()
+    strange = b'\n\xff\n[1]\n{"key": 1, "answer": "[]"}\n{"key": "k3", "answer": "[1]"}\n{"key": "k3", "answer": []}\n'
     for torn in range(len(whole)):
-        path.write_bytes(whole[:torn] + b'\n\xff\n[1]\n{"key": 1, "tags": []}\n{"key": "k3", "tags": [1]}\n{"key": "k')
-        again = Answers(path)
-        assert set(again.tags) <= {"k1", "k2"} and again.tags.get("k1", ["ä", "b"]) == ["ä", "b"]
-        again.keep("k4", ["after"])
-        assert Answers(path).tags == again.tags
-        assert again.tags["k4"] == ["after"]
+        path.write_bytes(whole[:torn] + strange + b'{"key": "k')
+        again = Answers(path, read_tags)
+        assert set(again.read) <= {"k1", "k2"} and again.read.get("k1", ["ä", "b"]) == ["ä", "b"]
+        again.keep("k4", "[]", [])
+        assert Answers(path, read_tags).read == again.read
+        assert again.read["k4"] == []
     path.write_bytes(whole)
-    assert Answers(path).tags == {"k1": ["ä", "b"], "k2": []}
+    assert Answers(path, read_tags).read == {"k1": ["ä", "b"], "k2": []}
     assert path.read_bytes() == whole
 
 
