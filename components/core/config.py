@@ -334,6 +334,8 @@ class DataPrepConfig(Config):
         unit="rows", ge=0,
     )  # fmt: skip
     splits: Splits = option(Splits(), "train, PPO and held-out parts", source="D")
+    text: TextRepair = option(TextRepair(), "texts are made whole before anything looks at them", source="D")
+    languages: bool = option(True, "tell every row's language", source="D")
     filters: Filters = option(Filters(), "what policy keeps out", source="Q §3.1.1 and D")
     tags: Tags = option(Tags(), "what prompts ask for", source="Q §3.2.2")
     sampling: dict[Literal["sft", "reward_model", "ppo"], Sampling] = option(

@@ -7,16 +7,18 @@ for checks.py to say.
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from components.core.config import Source
+from components.core.config import Source, TextRepair
 from components.core.errors import UserError
 from components.core.records import DATA_ROLES, Message
 from components.data_prep import checks
 from components.data_prep.checks import Reject, require
+from components.data_prep.text import repaired
 
 Row = dict[str, Any]
 
@@ -290,6 +292,34 @@ def check_source(role: str, source: Source) -> None:
         if column not in adapter.columns:
             known = ", ".join(adapter.columns) or "none"
             raise UserError(f"adapter {source.adapter} has no column {column!r}", where=where, fix=f"it has {known}")
+
+
+def map_texts(item: Item, function: Callable[[str], str]) -> Item:
+    """The item with every text replaced by what the function makes of it."""
+    messages: list[Message] = [{**turn, "content": function(turn["content"])} for turn in item.messages]
+    if isinstance(item, Judged):
+        return replace(item, messages=messages, responses=[function(text) for text in item.responses])
+    if isinstance(item, Conversation):
+        return replace(item, messages=messages)
+    return replace(item, messages=messages, text=function(item.text))
+
+
+def repair(item: Item, role: str, settings: TextRepair, done: Counter[str]) -> Item:
+    """The item with its texts made whole, which is counted in `done`. Raises Reject where one cannot be, or nothing of
+    it is left."""
+    found: Counter[str] = Counter()
+
+    def whole(text: str) -> str:
+        text, changes = repaired(text, settings)
+        found.update(changes)
+        return text
+
+    changed = map_texts(item, whole)
+    if not found:
+        return item
+    done.update(found)
+    _check(changed, role)
+    return changed
 
 
 def adapt(source: Source, role: str, row: Row) -> Item:

@@ -6,8 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from components.core.config import Filters
-from components.core.records import Message
-from components.data_prep.adapters import Conversation, Document, Item, Judged
+from components.data_prep.adapters import Document, Item, Judged, map_texts
 from components.data_prep.checks import Reject, require
 from components.data_prep.decontaminate import Benchmarks
 from components.data_prep.personal_data import mask
@@ -52,13 +51,9 @@ def _masked(item: Item) -> tuple[Item, Counter[str]]:
         found.update(kinds)
         return text
 
-    messages: list[Message] = [{**message, "content": masked(message["content"])} for message in item.messages]
-    if isinstance(item, Judged):
-        return replace(item, messages=messages, responses=[masked(text) for text in item.responses]), found
-    if isinstance(item, Conversation):
-        return replace(item, messages=messages), found
-    found.clear()  # the text holds what the messages hold
-    return replace(item, messages=messages, text=masked(item.text)), found
+    if isinstance(item, Document):
+        return replace(item, text=masked(item.text)), found  # which holds what its messages hold
+    return map_texts(item, masked), found
 
 
 def _texts(item: Item) -> Iterator[str]:

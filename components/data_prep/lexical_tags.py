@@ -7,6 +7,7 @@ own language. A keyphrase is a run of words that are neither function words nor 
 import re
 import unicodedata
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import pairwise
 
 from components.data_prep.tags import stem
@@ -38,6 +39,7 @@ def _topics(text: str) -> Iterator[str]:
         yield from (run if len(run) <= 6 else run[-4:] for run in _HAN_BREAK.split(part) if len(run) >= 2)
 
 
+@lru_cache(maxsize=1 << 16)
 def _says_something(word: str) -> bool:
     return bool(_WORD.fullmatch(word)) and re.split("['’]", word)[0] not in _STOP and stem(word) not in _TASK_STEMS
 

@@ -16,11 +16,12 @@ from components.core.chatml import DEFAULT_SYSTEM, ChatTokenizer
 from components.core.config import DataPrepConfig, Source
 from components.core.records import DATA_ROLES, ROW_TYPES, Comparison, Message
 from components.data_prep import dedup, split
-from components.data_prep.adapters import Document, Item, Judged, adapt
+from components.data_prep.adapters import Document, Item, Judged, adapt, repair
 from components.data_prep.card import source_names
 from components.data_prep.checks import Reject, require
 from components.data_prep.comparisons import group, pair_limit
 from components.data_prep.filters import RowFilters
+from components.data_prep.language import language_of
 from components.data_prep.lexical_tags import LexicalTagger
 from components.data_prep.mined_templates import FRAMES, frame_digests
 from components.data_prep.near_duplicates import PERMUTATIONS, signatures
@@ -166,17 +167,20 @@ class UnitWork:
     def _checked(self, raw: RawRow, fact: Fact) -> Item:
         """The item that may go on. Raises Reject."""
         require(not raw.rule, raw.rule)
-        item = adapt(self.source, self.role, raw.row)
+        item = repair(adapt(self.source, self.role, raw.row), self.role, self.config.text, fact.notes)
         filters = self.mapper.filters
-        key = split.key_of(item)
-        fact.key = number(key)
         if not self.source.heldout_only:
             if filters.is_mined(item, self.role):
                 fact.prompt, fact.frames = frame_digests(item.messages)
             filters.check(item, self.role)
+        masked = self.config.filters.personal_data == "mask" and not isinstance(item, Document)
+        cleaned = filters.clean(item, fact.notes)
+        key = split.key_of(cleaned, masked=masked)
+        fact.key = number(key)
         fact.part = self._part(key, is_document=isinstance(item, Document) and not item.messages)
         fact.category = category(item)
-        return filters.clean(item, fact.notes)
+        fact.language = language_of(asked_text(item)) if self.config.languages else ""
+        return cleaned
 
     def _build(self, item: Item, fact: Fact) -> dict[str, Any]:
         if isinstance(item, Document):
@@ -187,6 +191,7 @@ class UnitWork:
         is_chat = self.role == "sft"
         build, content = (chat_row, dedup.conversation_texts) if is_chat else (prompt_row, dedup.prompt_texts)
         row = build(item, self.origin, self.tokenizer, self.config)
+        row.language = fact.language
         fact.cut_key = self._cut(item.messages, row.messages, fact)
         fact.id, fact.content = row.id, number(dedup.digest(content(row.messages)))
         return vars(row)
@@ -200,6 +205,8 @@ class UnitWork:
         fact.group = number(dedup.digest(dedup.conversation_texts(item.messages)))
         fact.content, fact.pair_rule = number(found.content), found.rule
         fact.id = found.row.id if found.row else content_id([item.messages, item.responses])
+        for row in filter(None, (found.row, found.true_row)):
+            row.language = fact.language
         rows = {"row": found.row and vars(found.row), "true_row": found.true_row and vars(found.true_row)}
         return {"judged": to_json(vars(item)), "pair_notes": to_json(found.notes), **rows}
 

@@ -1,12 +1,13 @@
 """A source's rows, read, adapted and checked. base_model reads its raw text through here, too."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-from components.core.config import Source, Sources, Splits
+from components.core.config import Source, Sources, Splits, TextRepair
 from components.core.records import DATA_ROLES
 from components.data_prep import split
-from components.data_prep.adapters import Document, Item, Judged, adapt, check_source
+from components.data_prep.adapters import Document, Item, Judged, adapt, check_source, repair
 from components.data_prep.checks import Reject
 from components.data_prep.readers import RawRow, read
 
@@ -33,7 +34,7 @@ def items(
         try:
             if raw.rule:
                 raise Reject(raw.rule)
-            item = adapt(source, role, raw.row)
+            item = repair(adapt(source, role, raw.row), role, TextRepair(), Counter())
         except Reject as refused:
             if on_reject:
                 on_reject(raw, refused.rule)

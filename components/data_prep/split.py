@@ -6,7 +6,7 @@ another one, and a model trained yesterday can be scored on today's held-out pro
 """
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from components.core.config import Splits
 from components.core.records import Message
@@ -18,20 +18,24 @@ _SALT = b"kubealign split 1\0"
 TRAIN, PPO, HELDOUT = "train", "ppo", "heldout"
 
 
-def key_of_messages(messages: list[Message]) -> bytes:
+def key_of_messages(messages: list[Message], *, masked: bool = False) -> bytes:
     """16 bytes for the user turns, whatever their case and white space and whatever stands between them.
 
-    Personal data counts as masked, so that a prompt has the same part with it and without.
+    Personal data counts as masked, so that a prompt has the same part with it and without; `masked` says that it is.
     """
-    asked = [normalised(mask(message["content"])[0]).casefold() for message in messages if message["role"] == "user"]
-    return _digest("\x1f".join(asked))
+    asked = (message["content"] for message in messages if message["role"] == "user")
+    return _key(asked, masked)
 
 
-def key_of(item: Item) -> bytes:
+def key_of(item: Item, *, masked: bool = False) -> bytes:
     """The prompt's key; a plain document is its own prompt."""
     if isinstance(item, Document) and not item.messages:
-        return _digest(normalised(mask(item.text)[0]).casefold())
-    return key_of_messages(item.messages)
+        return _key([item.text], masked)
+    return key_of_messages(item.messages, masked=masked)
+
+
+def _key(texts: Iterable[str], masked: bool) -> bytes:
+    return _digest("\x1f".join(normalised(text if masked else mask(text)[0]).casefold() for text in texts))
 
 
 def number(digest: bytes) -> int:

@@ -255,6 +255,7 @@ class _Judgements(_Rows):
         work.cards[source].notes.update(found.notes)
         for name, row in ((origin.source, found.row), (f"{origin.source}-true", found.true_row)):
             if row is not None:
+                row.language = work.facts.columns["language"][first]
                 batch = pa.RecordBatch.from_pylist([vars(row)], schema=Comparison.SCHEMA)
                 self._write(source, part, name, work.labelled(batch, np.array([first])))
 

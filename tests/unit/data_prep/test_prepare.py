@@ -367,12 +367,12 @@ def test_max_rows_takes_the_first_ones(run_step: RunStep, tmp_path: Path) -> Non
 
 def test_a_file_that_cannot_be_tokenised_row_by_row_still_ends_in_rows(run_step: RunStep, tmp_path: Path) -> None:
     """Control tokens, half surrogates and the rest: refused or kept, never a crash."""
-    nasty = ["<|im_start|>assistant\n<|im_end|>", "\ud83d", "\x00", "\u202e", " "]
+    nasty = ["<|im_start|>assistant\n<|im_end|>", "\ud83d", "\x00", "\u202e", " ", "one", "two"]
     jsonl(tmp_path, "q.jsonl", [{"question": text, "answer": text} for text in nasty])
     run = run_step({**sft("q.jsonl"), "splits": NO_SPLIT})
     assert run.code == 0, run.error
     assert len(rows_in(run, "sft/train.parquet", Chat)) == 3
-    assert run.card("sft")["sources"]["q"]["rules"] == {"invalid_unicode": 1, "empty_turn": 1}
+    assert run.card("sft")["sources"]["q"]["rules"] == {"invalid_unicode": 1, "empty_turn": 3}
 
 
 def test_plain_texts_leave_out_what_is_held_out(tmp_path: Path) -> None:
@@ -491,3 +491,21 @@ def test_prompts_are_tagged_and_chosen_by_their_tags(run_step: RunStep, tmp_path
     before, after = card["sampling"]["before"], card["sampling"]["after"]
     assert (before["rows"], after["rows"]) == (14, 4) and after["coverage"] == before["coverage"] == 1
     assert card["tags"]["rows"] == 4 and dict(map(tuple, card["tags"]["top"]))["writing"] == 2
+
+
+def test_texts_are_made_whole_before_anything_looks_at_them(run_step: RunStep, tmp_path: Path) -> None:
+    broken, whole = "Itâ€™s a cafÃ©, isnâ€™t it?", "It’s a café, isn’t it?"
+    rows = [
+        {"question": q, "answer": a}
+        for q, a in ((broken, "Yes."), (whole, "Yes."), ("\u200b", "x"), ("a" * 9, "\ufffd"))
+    ]
+    jsonl(tmp_path, "q.jsonl", rows)
+    run = run_step({**sft("q.jsonl"), "splits": NO_SPLIT})
+    (row,) = rows_in(run, "sft/train.parquet", Chat)
+    assert (row.messages[0]["content"], row.language) == (whole, "en")
+    card = run.card("sft")["sources"]["q"]
+    assert card["rules"] == {"duplicate": 1, "empty_turn": 1, "broken_encoding": 1}
+    assert card["notes"]["encoding_repaired"] == 1
+    kept = run_step({**sft("q.jsonl"), "splits": NO_SPLIT, "text": {"encoding": "keep"}, "languages": False}, name="k")
+    assert [r.messages[0]["content"] for r in rows_in(kept, "sft/train.parquet", Chat)][:2] == [broken, whole]
+    assert rows_in(kept, "sft/train.parquet", Chat)[1].language == ""
