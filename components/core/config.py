@@ -234,7 +234,7 @@ class Tags(Config):
     )
     endpoint: str = option("", "base URL of the tagger, up to and with /v1", source="D")
     model: str = option("", "its model", source="D")
-    key_variable: str = option("", "environment variable that holds its key", source="D")
+    key_variable: str = option("KUBEALIGN_TAGGER_KEY", "environment variable with its key", source="D")
     concurrency: int = option(8, "requests at a time", source="D", ge=1, le=256)
     max_untagged_ratio: float = option(
         0.02, "more rows without an answer than this stop the step; what was answered is kept", source="D", ge=0, le=1
@@ -337,6 +337,7 @@ class DataPrepConfig(Config):
     text: TextRepair = option(TextRepair(), "texts are made whole before anything looks at them", source="D")
     languages: bool = option(True, "tell every row's language", source="D")
     filters: Filters = option(Filters(), "what policy keeps out", source="Q §3.1.1 and D")
+    safety: Safety = option(Safety(), "labels for safety, and what becomes of rows by them", source="Q §3.1.1")
     tags: Tags = option(Tags(), "what prompts ask for", source="Q §3.2.2")
     sampling: dict[Literal["sft", "reward_model", "ppo"], Sampling] = option(
         {}, "roles whose training rows are chosen by their tags", source="Q §3.2.2"

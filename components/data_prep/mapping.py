@@ -21,13 +21,15 @@ from components.data_prep.card import source_names
 from components.data_prep.checks import Reject, require
 from components.data_prep.comparisons import group, pair_limit
 from components.data_prep.filters import RowFilters
+from components.data_prep.labellers import Labellers
 from components.data_prep.language import language_of
-from components.data_prep.lexical_tags import LexicalTagger
 from components.data_prep.mined_templates import FRAMES, frame_digests
 from components.data_prep.near_duplicates import PERMUTATIONS, signatures
 from components.data_prep.readers import RawRow
 from components.data_prep.rows import Origin, chat_row, compared, content_id, prompt_row, to_json
+from components.data_prep.safety import UNSAFE_RESPONSE, Exchange, route
 from components.data_prep.split import number
+from components.data_prep.templates import is_tool_use
 from components.data_prep.units import Unit
 
 _SIGNATURE = pa.binary(2 * PERMUTATIONS)
@@ -51,6 +53,8 @@ FACTS = pa.schema(
         ("tags", pa.list_(pa.string())),
         ("category", pa.string()),
         ("language", pa.string()),
+        ("safety", pa.list_(pa.string())),
+        ("tool_use", pa.bool_()),
         ("notes", pa.string()),
     ]
 )
@@ -109,6 +113,8 @@ class Fact:
     tags: list[str] = field(default_factory=list)
     category: str = ""
     language: str = ""
+    safety: list[str] = field(default_factory=list)
+    tool_use: bool = False
     notes: Counter[str] = field(default_factory=Counter)
 
     def refuse(self, rule: str, row: str) -> None:
@@ -118,10 +124,9 @@ class Fact:
 class Mapper:
     """Maps units; holds what all of them need."""
 
-    def __init__(self, config: DataPrepConfig, tokenizer: ChatTokenizer, data_root: str) -> None:
-        self.config, self.tokenizer = config, tokenizer
+    def __init__(self, config: DataPrepConfig, tokenizer: ChatTokenizer, data_root: str, labellers: Labellers) -> None:
+        self.config, self.tokenizer, self.labellers = config, tokenizer, labellers
         self.filters = RowFilters(config.filters, data_root)
-        self.tagger = LexicalTagger() if config.tags.tagger == "lexical" else None
         self.names = {role: source_names(role, getattr(config.sources, role)) for role in DATA_ROLES}
 
     def map(self, unit: Unit) -> Mapped:
@@ -147,6 +152,7 @@ class UnitWork:
                 kept.append((index, self._checked(raw, fact)))
             except Reject as refused:
                 fact.refuse(refused.rule, raw.row if isinstance(raw.row, str) else to_json(raw.row))
+        kept = self._safe(kept, facts, raws)
         rows: list[dict[str, Any]] = []
         built: list[tuple[Fact, Item]] = []
         with self.tokenizer.encoded(text for _, item in kept for text in encoded_texts(item)):
@@ -178,9 +184,27 @@ class UnitWork:
         key = split.key_of(cleaned, masked=masked)
         fact.key = number(key)
         fact.part = self._part(key, is_document=isinstance(item, Document) and not item.messages)
-        fact.category = category(item)
+        fact.category, fact.tool_use = category(item), is_tool_use(item.messages)
         fact.language = language_of(asked_text(item)) if self.config.languages else ""
         return cleaned
+
+    def _safe(self, kept: list[tuple[int, Item]], facts: list[Fact], raws: list[RawRow]) -> list[tuple[int, Item]]:
+        """Label the rows; those with an unsafe response to imitate are for new annotation."""
+        classifier = self.mapper.labellers.safety
+        if classifier is None or self.role == "pretrain":
+            return kept
+        asked = [(index, exchange) for index, item in kept for exchange in exchanges(item)]
+        found = classifier.label([exchange for _, exchange in asked])
+        refused = set()
+        for (index, _), labels in zip(asked, found, strict=True):
+            if labels is None:
+                facts[index].notes["without_safety_labels"] += 1
+                continue
+            facts[index].safety += [name for name in labels.names() if name not in facts[index].safety]
+            if route(labels, self.config.safety) == "reannotate" and not self.source.heldout_only:
+                facts[index].refuse(UNSAFE_RESPONSE, to_json(raws[index].row))
+                refused.add(index)
+        return [(index, item) for index, item in kept if index not in refused]
 
     def _build(self, item: Item, fact: Fact) -> dict[str, Any]:
         if isinstance(item, Document):
@@ -191,7 +215,7 @@ class UnitWork:
         is_chat = self.role == "sft"
         build, content = (chat_row, dedup.conversation_texts) if is_chat else (prompt_row, dedup.prompt_texts)
         row = build(item, self.origin, self.tokenizer, self.config)
-        row.language = fact.language
+        row.language, row.safety = fact.language, fact.safety
         fact.cut_key = self._cut(item.messages, row.messages, fact)
         fact.id, fact.content = row.id, number(dedup.digest(content(row.messages)))
         return vars(row)
@@ -206,7 +230,7 @@ class UnitWork:
         fact.content, fact.pair_rule = number(found.content), found.rule
         fact.id = found.row.id if found.row else content_id([item.messages, item.responses])
         for row in filter(None, (found.row, found.true_row)):
-            row.language = fact.language
+            row.language, row.safety = fact.language, fact.safety
         rows = {"row": found.row and vars(found.row), "true_row": found.true_row and vars(found.true_row)}
         return {"judged": to_json(vars(item)), "pair_notes": to_json(found.notes), **rows}
 
@@ -241,7 +265,7 @@ class UnitWork:
 
     def _tag(self, built: list[tuple[Fact, Item]]) -> None:
         """Every query of a conversation is tagged apart (InsTag)."""
-        tagger = self.mapper.tagger
+        tagger = self.mapper.labellers.tagger
         if tagger is None or self.role not in self.config.tags.roles or not built:
             return
         queries = [[turn["content"] for turn in item.messages if turn["role"] == "user"] for _, item in built]
@@ -258,6 +282,18 @@ def category(item: Item) -> str:
     meta = {} if isinstance(item, Document) else item.meta
     found = meta.get("category")
     return found if isinstance(found, str) else ""
+
+
+def exchanges(item: Item) -> list[Exchange]:
+    """A conversation's replies, each with what stands before it; of all else the prompt. The worse of two judged
+    responses may well do harm: that is what it teaches."""
+    if isinstance(item, Document):
+        return []
+    turns = item.messages
+    replies = [at for at, turn in enumerate(turns) if turn["role"] == "assistant"]
+    if isinstance(item, Judged) or not replies or turns[-1]["role"] != "assistant":
+        return [Exchange(turns)]
+    return [Exchange(turns[:at], turns[at]["content"]) for at in replies]
 
 
 def encoded_texts(item: Item) -> Iterator[str]:

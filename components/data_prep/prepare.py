@@ -23,6 +23,7 @@ from components.core.store_local import explained
 from components.core.store_manifest import TEMPORARY
 from components.data_prep.adapters import check_source
 from components.data_prep.card import check_not_empty, source_names
+from components.data_prep.labellers import use_threads
 from components.data_prep.reduce import Decisions, decide, tag_report
 from components.data_prep.rows import to_json
 from components.data_prep.shards import Shards, ShardWriter
@@ -79,11 +80,11 @@ def settings_of(step: Step) -> dict[str, Any]:
 def map_shard(step: Step, config: DataPrepConfig, folder: Path, shard: int, shards: int) -> None:
     """Map every `shards`-th unit of all sources into `folder`."""
     data_root, model = step.spec.inputs.get("data_root", ""), step.input("base_model")
-    mapper = make_mapper(config, model, data_root)
+    mapper = make_mapper(config, model, data_root, step.work)
     given = units(config.sources, data_root, step.spec.seed, shard, shards)
-    processes = config.resources.threads or len(os.sched_getaffinity(0))
+    processes = 1 if use_threads(config) else config.resources.threads or len(os.sched_getaffinity(0))
     with ShardWriter(folder, settings_of(step)) as writer:
-        for unit in map_units(given, mapper, model, data_root, processes):
+        for unit in map_units(given, mapper, model, data_root, step.work, processes):
             writer.add(unit)
 
 
@@ -100,6 +101,7 @@ def write_role(
     check_not_empty(role, work.cards)
     facts = decisions.roles[role]
     counts: dict[str, Any] = {"sources": {card.name: card.to_dict() for card in work.cards}}
+    counts["parts"] = {part: found.summary() for part, found in work.statistics.items() if found.rows}
     if facts.labels is not None:
         counts["tags"] = tag_report(facts)
     if "sampling" in facts.report:

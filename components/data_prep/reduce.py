@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 from components.core.config import DataPrepConfig, Sampling
 from components.core.records import DATA_ROLES
 from components.data_prep import sampling, split, tags
+from components.data_prep.card import source_names
 from components.data_prep.mapping import FACTS
 from components.data_prep.mined_templates import FRAMES, shared_frames
+from components.data_prep.mixture import at_most, in_shares
 from components.data_prep.near_duplicates import PERMUTATIONS, near_duplicates
+from components.data_prep.safety import kept_safety_rows
 from components.data_prep.shards import Shards
 
 COMPARISONS = ("pmp", "reward_model")
@@ -40,6 +43,7 @@ class RoleFacts:
     columns: dict[str, NDArray[Any]]
     rule: NDArray[np.object_]
     tags: pa.ChunkedArray
+    safety: pa.ChunkedArray
     first: NDArray[np.int64]
     size: NDArray[np.int64]
     labels: tags.Normalisation | None = None
@@ -79,11 +83,13 @@ def decide(shards: Shards, config: DataPrepConfig) -> Decisions:
     if config.filters.near_duplicates is not None:
         _refuse_near_duplicates(roles, config.filters.near_duplicates)
     for facts in roles.values():
+        _cap_safety(facts, config.safety.max_share)
         if facts.role in config.tags.roles and config.tags.tagger != "none":
             _normalise_tags(facts, config)
         chosen = config.sampling.get(facts.role)  # type: ignore[call-overload]
         if chosen is not None:
             _sample(facts, chosen)
+        _mix(facts, config)
         members = facts.rule == STAYS
         facts.rule[members] = facts.rule[facts.first[members]]  # what refuses a prompt refuses all its judgements
     return Decisions(roles, heldout)
@@ -113,11 +119,14 @@ def _load(role: str, shards: Shards, config: DataPrepConfig) -> RoleFacts:
     if config.filters.near_duplicates is not None:
         for name in ("content_signature", "prompt_signature"):
             columns[name] = _fixed(batches, name, np.uint16, PERMUTATIONS)
+    columns["tool_use"] = np.array(column("tool_use").to_pylist(), bool)
+    columns["about_safety"] = np.array([bool(found) for found in column("safety").to_pylist()], bool)
     for name in ("id", "category", "language"):
         columns[name] = np.array(column(name).to_pylist(), object)
     return RoleFacts(
         role, source, np.array([given.heldout_only for given in sources], bool)[source],
-        np.array(column("part").to_pylist(), object) == split.TRAIN, columns, rule, column("tags"), first, size,
+        np.array(column("part").to_pylist(), object) == split.TRAIN, columns, rule, column("tags"),
+        column("safety"), first, size,
     )  # fmt: skip
 
 
@@ -203,6 +212,14 @@ def _refuse_near_duplicates(roles: dict[str, RoleFacts], threshold: float) -> No
         facts.refuse(rows[of >= 0], "near_duplicate")
 
 
+def _cap_safety(facts: RoleFacts, max_share: float) -> None:
+    rows = np.flatnonzero(facts.stays & facts.train)
+    about = facts.columns["about_safety"][rows]
+    kept = kept_safety_rows(facts.columns["id"][rows[about]], int((~about).sum()), max_share)
+    over = [row for row in rows[about].tolist() if facts.columns["id"][row] not in kept]
+    facts.refuse(np.array(over, np.int64), "over_safety_share")
+
+
 def _normalise_tags(facts: RoleFacts, config: DataPrepConfig) -> None:
     given = config.tags
     settings = tags.Settings(given.min_count, given.max_distance, given.min_support, given.min_confidence)
@@ -228,6 +245,20 @@ def _sample(facts: RoleFacts, config: Sampling) -> None:
         "passes": len(found.passes), "filled": found.filled, "capped": found.capped,
         "before": vars(found.before), "after": vars(found.after),
     }  # fmt: skip
+
+
+def _mix(facts: RoleFacts, config: DataPrepConfig) -> None:
+    """ReAct's limit, then the sources' shares of what is left."""
+    content = facts.columns["content"]
+    if facts.role == "sft" and config.react_rows is not None:
+        rows = np.flatnonzero(facts.stays & facts.train & facts.columns["tool_use"])
+        facts.refuse(rows[~at_most(content[rows], config.react_rows)], "over_react_rows")
+    sources = getattr(config.sources, facts.role)
+    weights = [source.weight for source in sources]
+    if any(weights):
+        rows = np.flatnonzero(facts.stays & facts.train)
+        names = source_names(facts.role, sources)
+        facts.refuse(rows[~in_shares(content[rows], facts.source[rows], names, weights)], "over_share")
 
 
 def tag_report(facts: RoleFacts, top: int = 100) -> dict[str, Any]:

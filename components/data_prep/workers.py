@@ -13,17 +13,20 @@ from pathlib import Path
 
 from components.core.chatml import ChatTokenizer
 from components.core.config import DataPrepConfig
+from components.data_prep.labellers import labellers
 from components.data_prep.mapping import Mapped, Mapper
 from components.data_prep.units import Unit
 
 _mapper: Mapper | None = None
 
 
-def make_mapper(config: DataPrepConfig, model: Path, data_root: str) -> Mapper:
-    return Mapper(config, ChatTokenizer.load(model), data_root)
+def make_mapper(config: DataPrepConfig, model: Path, data_root: str, work: Path) -> Mapper:
+    return Mapper(config, ChatTokenizer.load(model), data_root, labellers(config, work))
 
 
-def map_units(units: Iterator[Unit], mapper: Mapper, model: Path, data_root: str, processes: int) -> Iterator[Mapped]:
+def map_units(
+    units: Iterator[Unit], mapper: Mapper, model: Path, data_root: str, work: Path, processes: int
+) -> Iterator[Mapped]:
     """The units' results in their order. Few units are not worth a process of their own.
 
     `mapper` is this process's; the others make theirs of the same settings. No more than two units a process are under
@@ -33,7 +36,7 @@ def map_units(units: Iterator[Unit], mapper: Mapper, model: Path, data_root: str
     if processes == 1 or len(first) < 2:
         yield from map(mapper.map, chain(first, units))
         return
-    given = (mapper.config, model, data_root)
+    given = (mapper.config, model, data_root, work)
     pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start, initargs=given)
     under_way: deque[Future[Mapped]] = deque()
     try:
@@ -47,12 +50,12 @@ def map_units(units: Iterator[Unit], mapper: Mapper, model: Path, data_root: str
         pool.shutdown(cancel_futures=True)
 
 
-def _start(config: DataPrepConfig, model: Path, data_root: str) -> None:
+def _start(config: DataPrepConfig, model: Path, data_root: str, work: Path) -> None:
     global _mapper
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to act on
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _mapper = make_mapper(config, model, data_root)
+    _mapper = make_mapper(config, model, data_root, work)
 
 
 def _end_with_parent() -> None:

@@ -22,6 +22,7 @@ from components.data_prep.reduce import COMPARISONS, STAYS, Decisions
 from components.data_prep.rows import Origin, compared, text_row, to_json
 from components.data_prep.shards import Shards, StoredUnit
 from components.data_prep.split import number
+from components.data_prep.statistics import PartStatistics
 from components.data_prep.tokenise import Packer
 
 
@@ -62,6 +63,8 @@ class RoleWork:
             SourceCard(name, source.adapter, source.path, source.licence)
             for name, source in zip(self.names, self.sources, strict=True)
         ]
+
+        self.statistics = {part: PartStatistics() for part in (split.TRAIN, split.HELDOUT)}
 
     def run(self, shards: Shards) -> None:
         carry_out = _carries_out(self.role)(self)
@@ -137,6 +140,7 @@ class _Rows:
         for part, mask in work.by_part(numbers):
             chosen = work.labelled(batch.filter(mask), numbers[mask.to_numpy(zero_copy_only=False)])
             work.files.part(part, work.names[source]).write_batch(chosen)
+            work.statistics[part].add(chosen, work.tokenizer)
             tokens = pc.sum(pc.list_value_length(chosen.column("input_ids"))).as_py()
             work.cards[source].count(part, tokens, rows=chosen.num_rows)
 
@@ -223,6 +227,8 @@ class _Judgements(_Rows):
         is_main = name == self.work.names[source]
         lengths = pc.list_value_length(pc.list_flatten(batch.column("input_ids")))
         pairs = pc.sum(pc.list_value_length(batch.column("pairs"))).as_py()
+        if is_main:
+            self.work.statistics[part].add(batch, self.work.tokenizer)
         part = part if is_main else "heldout-true"
         self.work.cards[source].count(part, pc.sum(lengths).as_py(), pairs, rows=batch.num_rows)
 
@@ -256,6 +262,7 @@ class _Judgements(_Rows):
         for name, row in ((origin.source, found.row), (f"{origin.source}-true", found.true_row)):
             if row is not None:
                 row.language = work.facts.columns["language"][first]
+                row.safety = work.facts.safety[first].as_py()
                 batch = pa.RecordBatch.from_pylist([vars(row)], schema=Comparison.SCHEMA)
                 self._write(source, part, name, work.labelled(batch, np.array([first])))
 

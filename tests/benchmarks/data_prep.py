@@ -25,6 +25,7 @@ BARE: dict[str, Any] = {
     "filters": {"templates": [], "mined_templates": None, "personal_data": "keep", "near_duplicates": None},
     "tags": {"tagger": "none"},
     "languages": False,
+    "safety": {"classifier": "none"},
 }
 
 

@@ -22,6 +22,7 @@ def facts(role: str, rows: list[tuple[int, bool, int]], **columns: list[int]) ->
         {name: np.array(values, np.uint64) for name, values in numbers.items()},
         np.array([""] * count, object),
         pa.chunked_array([[[]] * count], pa.list_(pa.string())),
+        pa.chunked_array([[[]] * count], pa.list_(pa.string())),
         np.arange(count),
         np.ones(count, np.int64),
     )
