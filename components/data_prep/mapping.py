@@ -179,9 +179,8 @@ class UnitWork:
             if filters.is_mined(item, self.role):
                 fact.prompt, fact.frames = frame_digests(item.messages)
             filters.check(item, self.role)
-        masked = self.config.filters.personal_data == "mask" and not isinstance(item, Document)
         cleaned = filters.clean(item, fact.notes)
-        key = split.key_of(cleaned, masked=masked)
+        key = split.key_of(cleaned)
         fact.key = number(key)
         fact.part = self._part(key, is_document=isinstance(item, Document) and not item.messages)
         fact.category, fact.tool_use = category(item), is_tool_use(item.messages)

@@ -18,24 +18,24 @@ _SALT = b"kubealign split 1\0"
 TRAIN, PPO, HELDOUT = "train", "ppo", "heldout"
 
 
-def key_of_messages(messages: list[Message], *, masked: bool = False) -> bytes:
+def key_of_messages(messages: list[Message]) -> bytes:
     """16 bytes for the user turns, whatever their case and white space and whatever stands between them.
 
-    Personal data counts as masked, so that a prompt has the same part with it and without; `masked` says that it is.
+    Personal data counts as masked, so that a prompt has the same part with it and without.
     """
-    asked = (message["content"] for message in messages if message["role"] == "user")
-    return _key(asked, masked)
+    return _key(message["content"] for message in messages if message["role"] == "user")
 
 
-def key_of(item: Item, *, masked: bool = False) -> bytes:
+def key_of(item: Item) -> bytes:
     """The prompt's key; a plain document is its own prompt."""
     if isinstance(item, Document) and not item.messages:
-        return _key([item.text], masked)
-    return key_of_messages(item.messages, masked=masked)
+        return _key([item.text])
+    return key_of_messages(item.messages)
 
 
-def _key(texts: Iterable[str], masked: bool) -> bytes:
-    return _digest("\x1f".join(normalised(text if masked else mask(text)[0]).casefold() for text in texts))
+def _key(texts: Iterable[str]) -> bytes:
+    # White space first: a telephone number may be broken by a line's end.
+    return _digest("\x1f".join(mask(normalised(text))[0].casefold() for text in texts))
 
 
 def number(digest: bytes) -> int:

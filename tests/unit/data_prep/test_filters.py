@@ -152,3 +152,5 @@ def test_source_for_evaluation_alone_is_not_filtered(run_step: RunStep, folder: 
 def test_prompt_has_the_same_part_with_its_personal_data_and_without() -> None:
     keys = {key_of_messages([{"role": "user", "content": f"Mail {to}"}]) for to in ("a@example.com", "[EMAIL]")}
     assert len(keys) == 1
+    numbers = ("+1 555 123 4567", "+1\n555 123  4567", "[PHONE]")
+    assert len({key_of_messages([{"role": "user", "content": f"Call {to}"}]) for to in numbers}) == 1
