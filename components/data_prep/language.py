@@ -23,8 +23,6 @@ def language_of(text: str) -> str:
             return "en"
     elif language := _by_script(head):
         return language
-    if sum(map(str.isalpha, head)) < _FEWEST_LETTERS:
-        return ""
     language, probability = _identifier().classify(head)
     return language if probability >= _SURE else ""
 
@@ -47,7 +45,6 @@ def _identifier() -> LanguageIdentifier:
 
 
 _LONGEST = 160
-_FEWEST_LETTERS = 8
 _SURE = 0.4
 _NOT_TOLD_APART = {"nn", "bs"}  # from Norwegian (no) and Croatian
 # Words that are common in English and no words of other languages in Latin letters.

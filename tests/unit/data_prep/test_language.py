@@ -31,6 +31,8 @@ from components.data_prep.language import language_of
         ("pl", "Jak mogę nauczyć się grać na gitarze?"),
         ("vi", "Làm thế nào để học chơi đàn guitar?"),
         ("", "hi"),
+        ("", "asdf qwer zxcvb"),
+        ("", "def f(x): return x+1"),
         ("", "2 + 2 = ?"),
         ("", "🎉🎉🎉"),
         ("", ""),
