@@ -226,7 +226,8 @@ class UnitWork:
         found = compared(prompt, fact.part, limit, self.origin, self.tokenizer, self.config)
         fact.cut_key = self._cut(item.messages, found.messages, fact)
         fact.group = number(dedup.digest(dedup.conversation_texts(item.messages)))
-        fact.content, fact.pair_rule = number(found.content), found.rule
+        texts = [*dedup.conversation_texts(item.messages), *item.responses, to_json(item.scores)]
+        fact.content, fact.pair_rule = number(dedup.digest(texts)), found.rule
         fact.id = found.row.id if found.row else content_id([item.messages, item.responses])
         for row in filter(None, (found.row, found.true_row)):
             row.language, row.safety = fact.language, fact.safety

@@ -17,14 +17,15 @@ from typing import Any
 from components.core.chatml import ChatTokenizer
 from components.core.config import DataPrepConfig
 from components.core.errors import UserError
-from components.core.records import DATA_ROLES
+from components.core.records import DATA_ROLES, Rejected, read_rows
 from components.core.step import Step
 from components.core.store_local import explained
 from components.core.store_manifest import TEMPORARY
 from components.data_prep.adapters import check_source
 from components.data_prep.card import check_not_empty, source_names
+from components.data_prep.card_html import from_statistics, render_card
 from components.data_prep.labellers import use_threads
-from components.data_prep.reduce import Decisions, decide, tag_report
+from components.data_prep.reduce import Decisions, decide, safety_report, tag_report
 from components.data_prep.rows import to_json
 from components.data_prep.shards import Shards, ShardWriter
 from components.data_prep.units import units
@@ -106,7 +107,18 @@ def write_role(
         counts["tags"] = tag_report(facts)
     if "sampling" in facts.report:
         counts["sampling"] = facts.report["sampling"]
+    if safety := safety_report(facts):
+        counts["safety"] = safety
     settings = config.model_dump(mode="json", exclude={"sources", "resources"})
-    card_text = json.dumps({"role": role, "settings": settings, **counts}, indent=1, sort_keys=True)
-    (folder / "card.json").write_text(card_text + "\n", encoding="utf-8")
+    write_cards({"role": role, "settings": settings, **counts}, folder)
     return counts
+
+
+def write_cards(card: dict[str, Any], folder: Path) -> None:
+    """The card for machines, for readers, and for pull requests."""
+    text = json.dumps(card, indent=1, sort_keys=True)
+    (folder / "card.json").write_text(text + "\n", encoding="utf-8")
+    rejected = read_rows(folder / "rejected.parquet", Rejected)
+    html, markdown = render_card({**card, **from_statistics(card["parts"])}, rejected)
+    (folder / "card.html").write_text(html, encoding="utf-8")
+    (folder / "card.md").write_text(markdown, encoding="utf-8")

@@ -261,6 +261,13 @@ def _mix(facts: RoleFacts, config: DataPrepConfig) -> None:
         facts.refuse(rows[~in_shares(content[rows], facts.source[rows], names, weights)], "over_share")
 
 
+def safety_report(facts: RoleFacts) -> dict[str, int]:
+    """Training rows that stay, by label."""
+    rows = np.flatnonzero(facts.stays & facts.train)
+    labels = facts.safety.take(pa.array(rows)).to_pylist()
+    return dict(Counter(label for row in labels for label in row).most_common())
+
+
 def tag_report(facts: RoleFacts, top: int = 100) -> dict[str, Any]:
     """Complexity, diversity and the most frequent tags of the training rows that stay."""
     rows = np.flatnonzero(facts.stays & facts.train)

@@ -9,7 +9,7 @@ from typing import Any
 from components.core.chatml import ChatTokenizer
 from components.core.config import DataPrepConfig
 from components.core.records import Chat, Comparison, Message, Prompt, Text
-from components.data_prep import dedup, tokenise
+from components.data_prep import tokenise
 from components.data_prep.adapters import Conversation
 from components.data_prep.checks import Reject
 from components.data_prep.comparisons import Pair, PromptGroup, compact, strict_pairs
@@ -92,14 +92,6 @@ class Compared:
     true_row: Comparison | None = None
     rule: str = ""
     notes: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def content(self) -> bytes:
-        """The same for exact duplicates."""
-        if self.row is None:
-            return bytes(16)
-        texts = [*dedup.conversation_texts(self.row.messages), *self.row.responses, to_json(self.row.pairs)]
-        return dedup.digest(texts)
 
 
 def compared(

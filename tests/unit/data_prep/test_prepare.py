@@ -566,3 +566,13 @@ def test_sources_are_mixed_by_their_weights_and_tool_use_is_limited(run_step: Ru
     cards = run.card("sft")["sources"]
     assert {name: cards[name]["parts"]["train"]["rows"] for name in weights} == {"a": 10, "b": 5, "c": 5}
     assert cards["c"]["rules"] == {"over_react_rows": 4} and cards["a"]["rules"] == {"over_share": 20}
+
+
+def test_prompts_whose_judgements_all_fail_are_no_duplicates_of_each_other(run_step: RunStep, tmp_path: Path) -> None:
+    long = [{"prompt": f"Q {i % 3}", "responses": ["é" * 200, "ü" * 200 + str(i)], "scores": [1, 2]} for i in range(6)]
+    short = [{"prompt": f"R {i}", "responses": ["a", "b"], "scores": [1, 2]} for i in range(9)]
+    jsonl(tmp_path, "s.jsonl", [*long, *short])
+    source = {"path": "s.jsonl", "adapter": "scored_responses"}
+    run = run_step({"sources": {"reward_model": [source]}, "splits": NO_SPLIT, "max_length": 150})
+    assert run.card("reward_model")["sources"]["s"]["rules"] == {"too_long": 6}
+    assert (run.output / "reward_model" / "card.html").read_text().count("too_long") >= 1
