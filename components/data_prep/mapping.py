@@ -16,7 +16,7 @@ from components.core.chatml import DEFAULT_SYSTEM, ChatTokenizer
 from components.core.config import DataPrepConfig, Source
 from components.core.records import DATA_ROLES, ROW_TYPES, Comparison, Message
 from components.data_prep import dedup, split
-from components.data_prep.adapters import Document, Item, Judged, adapt, repair
+from components.data_prep.adapters import Document, Item, Judged
 from components.data_prep.card import source_names
 from components.data_prep.checks import Reject, require
 from components.data_prep.comparisons import group, pair_limit
@@ -28,10 +28,12 @@ from components.data_prep.near_duplicates import PERMUTATIONS, signatures
 from components.data_prep.readers import RawRow
 from components.data_prep.rows import Origin, chat_row, compared, content_id, prompt_row, to_json
 from components.data_prep.safety import UNSAFE_RESPONSE, Exchange, route
+from components.data_prep.sources import checked
 from components.data_prep.split import number
 from components.data_prep.templates import is_tool_use
 from components.data_prep.units import Unit
 
+COMPARISONS = ("pmp", "reward_model")
 _SIGNATURE = pa.binary(2 * PERMUTATIONS)
 FACTS = pa.schema(
     [
@@ -74,7 +76,7 @@ _INDEX = pa.field("fact", pa.int32())  # the row's place within the unit
 
 def row_schema(role: str) -> pa.Schema:
     """Of the second table: what becomes of the rows that no rule refused."""
-    if role in ("pmp", "reward_model"):
+    if role in COMPARISONS:
         return _JUDGEMENT.append(_INDEX)
     if role == "pretrain":
         return _DOCUMENT.append(_INDEX)
@@ -172,8 +174,7 @@ class UnitWork:
 
     def _checked(self, raw: RawRow, fact: Fact) -> Item:
         """The item that may go on. Raises Reject."""
-        require(not raw.rule, raw.rule)
-        item = repair(adapt(self.source, self.role, raw.row), self.role, self.config.text, fact.notes)
+        item = checked(raw, self.source, self.role, self.config.text, fact.notes)
         filters = self.mapper.filters
         if not self.source.heldout_only:
             if filters.is_mined(item, self.role):
@@ -246,11 +247,8 @@ class UnitWork:
         if len(kept) == len(whole):
             return 0
         fact.notes["conversations_cut"] += 1
-        key = split.key_of_messages(kept)
-        try:
-            part = self._part(key)
-        except Reject:
-            part = ""
+        given = self.source.heldout_only
+        key, part = split.part_of_cut(kept, self.role, self.config.splits, heldout_only=given)
         require(part == fact.part, "cut_into_other_part")
         return number(key)
 

@@ -17,14 +17,13 @@ from components.core.config import DataPrepConfig, Sampling
 from components.core.records import DATA_ROLES
 from components.data_prep import sampling, split, tags
 from components.data_prep.card import source_names
-from components.data_prep.mapping import FACTS
+from components.data_prep.mapping import COMPARISONS, FACTS
 from components.data_prep.mined_templates import FRAMES, shared_frames
 from components.data_prep.mixture import at_most, in_shares
 from components.data_prep.near_duplicates import PERMUTATIONS, near_duplicates
 from components.data_prep.safety import kept_safety_rows
 from components.data_prep.shards import Shards
 
-COMPARISONS = ("pmp", "reward_model")
 STAYS = ""
 
 
@@ -53,6 +52,11 @@ class RoleFacts:
     def stays(self) -> NDArray[np.bool_]:
         """Rows that speak for a prompt, or for themselves, and that no rule has refused."""
         return (self.rule == STAYS) & (self.first == np.arange(len(self.rule)))
+
+    @property
+    def training(self) -> NDArray[np.int64]:
+        """The places of the rows that stay to be trained on."""
+        return np.flatnonzero(self.stays & self.train)
 
     def refuse(self, rows: NDArray[Any], rule: str) -> None:
         """`rows` is a mask or the places of rows that stay."""
@@ -105,7 +109,7 @@ def _load(role: str, shards: Shards, config: DataPrepConfig) -> RoleFacts:
     source = np.repeat(np.array([unit.source for unit in units], np.int16), [batch.num_rows for batch in batches])
 
     def column(name: str) -> pa.ChunkedArray:
-        return pa.chunked_array([batch.column(name) for batch in batches], type=_type(name))
+        return pa.chunked_array([batch.column(name) for batch in batches], type=FACTS.field(name).type)
 
     rule = np.array(column("rule").to_pylist(), object)
     if role in COMPARISONS:
@@ -128,10 +132,6 @@ def _load(role: str, shards: Shards, config: DataPrepConfig) -> RoleFacts:
         np.array(column("part").to_pylist(), object) == split.TRAIN, columns, rule, column("tags"),
         column("safety"), first, size,
     )  # fmt: skip
-
-
-def _type(name: str) -> pa.DataType:
-    return FACTS.field(name).type
 
 
 def _fixed(batches: list[pa.RecordBatch], name: str, dtype: type, width: int) -> NDArray[Any]:
@@ -213,7 +213,7 @@ def _refuse_near_duplicates(roles: dict[str, RoleFacts], threshold: float) -> No
 
 
 def _cap_safety(facts: RoleFacts, max_share: float) -> None:
-    rows = np.flatnonzero(facts.stays & facts.train)
+    rows = facts.training
     about = facts.columns["about_safety"][rows]
     kept = kept_safety_rows(facts.columns["id"][rows[about]], int((~about).sum()), max_share)
     over = [row for row in rows[about].tolist() if facts.columns["id"][row] not in kept]
@@ -223,14 +223,14 @@ def _cap_safety(facts: RoleFacts, max_share: float) -> None:
 def _normalise_tags(facts: RoleFacts, config: DataPrepConfig) -> None:
     given = config.tags
     settings = tags.Settings(given.min_count, given.max_distance, given.min_support, given.min_confidence)
-    rows = np.flatnonzero(facts.stays & facts.train)
+    rows = facts.training
     raw = facts.tags.take(pa.array(rows)).to_pylist()
     facts.labels = tags.normalise(raw, tags.hashed_ngrams, settings)
     facts.report["tags"] = {"stages": facts.labels.stages, "rules": len(facts.labels.rules)}
 
 
 def _sample(facts: RoleFacts, config: Sampling) -> None:
-    rows = np.flatnonzero(facts.stays & facts.train)
+    rows = facts.training
     candidates = [
         sampling.Candidate(facts.columns["id"][row], found, facts.columns["category"][row], str(facts.source[row]),
                            facts.columns["language"][row])
@@ -256,21 +256,21 @@ def _mix(facts: RoleFacts, config: DataPrepConfig) -> None:
     sources = getattr(config.sources, facts.role)
     weights = [source.weight for source in sources]
     if any(weights):
-        rows = np.flatnonzero(facts.stays & facts.train)
+        rows = facts.training
         names = source_names(facts.role, sources)
         facts.refuse(rows[~in_shares(content[rows], facts.source[rows], names, weights)], "over_share")
 
 
 def safety_report(facts: RoleFacts) -> dict[str, int]:
     """Training rows that stay, by label."""
-    rows = np.flatnonzero(facts.stays & facts.train)
+    rows = facts.training
     labels = facts.safety.take(pa.array(rows)).to_pylist()
     return dict(Counter(label for row in labels for label in row).most_common())
 
 
 def tag_report(facts: RoleFacts, top: int = 100) -> dict[str, Any]:
     """Complexity, diversity and the most frequent tags of the training rows that stay."""
-    rows = np.flatnonzero(facts.stays & facts.train)
+    rows = facts.training
     counts: Counter[str] = Counter()
     of_rows = []
     for found in facts.normal_tags(rows):

@@ -8,7 +8,7 @@ from components.core.config import Source, Sources, Splits, TextRepair
 from components.core.records import DATA_ROLES
 from components.data_prep import split
 from components.data_prep.adapters import Document, Item, Judged, adapt, check_source, repair
-from components.data_prep.checks import Reject
+from components.data_prep.checks import Reject, require
 from components.data_prep.readers import RawRow, read
 
 OnReject = Callable[[RawRow, str], None]
@@ -25,6 +25,12 @@ def raw_rows(source: Source, role: str, data_root: str, seed: int) -> Iterator[R
         yield from islice(read(source.path, data_root), source.max_rows)
 
 
+def checked(raw: RawRow, source: Source, role: str, repairs: TextRepair, notes: Counter[str]) -> Item:
+    """The item that a raw row is for a role, its texts made whole. Raises Reject."""
+    require(not raw.rule, raw.rule)
+    return repair(adapt(source, role, raw.row), role, repairs, notes)
+
+
 def items(
     source: Source, role: str, data_root: str, seed: int, on_reject: OnReject | None = None
 ) -> Iterator[tuple[RawRow, Item]]:
@@ -32,9 +38,7 @@ def items(
     check_source(role, source)
     for raw in raw_rows(source, role, data_root, seed):
         try:
-            if raw.rule:
-                raise Reject(raw.rule)
-            item = repair(adapt(source, role, raw.row), role, TextRepair(), Counter())
+            item = checked(raw, source, role, TextRepair(), Counter())
         except Reject as refused:
             if on_reject:
                 on_reject(raw, refused.rule)

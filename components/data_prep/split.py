@@ -38,6 +38,16 @@ def _key(texts: Iterable[str]) -> bytes:
     return _digest("\x1f".join(mask(normalised(text))[0].casefold() for text in texts))
 
 
+def part_of_cut(kept: list[Message], role: str, splits: Splits, *, heldout_only: bool) -> tuple[bytes, str]:
+    """Key and part of what is left of a conversation that was cut, which is another prompt; "" where it is no part of
+    this role's."""
+    key = key_of_messages(kept)
+    try:
+        return key, part_for(key, role, splits, heldout_only=heldout_only)
+    except Reject:
+        return key, ""
+
+
 def number(digest: bytes) -> int:
     """8 bytes of a digest, for columns of numbers."""
     return int.from_bytes(digest[:8], "big")

@@ -16,9 +16,9 @@ from components.core.records import ROW_TYPES, Comparison, Message, Rejected, Ro
 from components.data_prep import split
 from components.data_prep.adapters import Judged
 from components.data_prep.card import SourceCard, source_names
-from components.data_prep.checks import Reject
 from components.data_prep.comparisons import PromptGroup, group, pair_limit
-from components.data_prep.reduce import COMPARISONS, STAYS, Decisions
+from components.data_prep.mapping import COMPARISONS
+from components.data_prep.reduce import STAYS, Decisions
 from components.data_prep.rows import Origin, compared, text_row, to_json
 from components.data_prep.shards import Shards, StoredUnit
 from components.data_prep.split import number
@@ -63,7 +63,6 @@ class RoleWork:
             SourceCard(name, source.adapter, source.path, source.licence)
             for name, source in zip(self.names, self.sources, strict=True)
         ]
-
         self.statistics = {part: PartStatistics() for part in (split.TRAIN, split.HELDOUT)}
 
     def run(self, shards: Shards) -> None:
@@ -270,16 +269,11 @@ class _Judgements(_Rows):
         """As in mapping.py, of what all its judgements leave of a prompt."""
         if len(kept) == len(prompt.messages):
             return False
-        work, key = self.work, split.key_of_messages(kept)
+        work = self.work
         work.cards[source].notes["conversations_cut"] += 1
-        if part == split.TRAIN and number(key) in work.heldout_keys:
-            return True
-        heldout_only = work.sources[source].heldout_only
-        try:
-            found = split.part_for(key, work.role, work.config.splits, heldout_only=heldout_only)
-        except Reject:
-            return True
-        return found != part
+        given = work.sources[source].heldout_only
+        key, found = split.part_of_cut(kept, work.role, work.config.splits, heldout_only=given)
+        return found != part or (part == split.TRAIN and number(key) in work.heldout_keys)
 
 
 def _carries_out(role: str) -> type[_Rows]:
