@@ -1,7 +1,7 @@
 """A source's rows, read, adapted and checked. base_model reads its raw text through here, too."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 
 from components.core.config import Source, Sources, Splits, TextRepair
@@ -10,8 +10,6 @@ from components.data_prep import split
 from components.data_prep.adapters import Document, Item, Judged, adapt, check_source, repair
 from components.data_prep.checks import Reject, require
 from components.data_prep.readers import RawRow, read
-
-OnReject = Callable[[RawRow, str], None]
 
 
 def raw_rows(source: Source, role: str, data_root: str, seed: int) -> Iterator[RawRow]:
@@ -31,19 +29,15 @@ def checked(raw: RawRow, source: Source, role: str, repairs: TextRepair, notes: 
     return repair(adapt(source, role, raw.row), role, repairs, notes)
 
 
-def items(
-    source: Source, role: str, data_root: str, seed: int, on_reject: OnReject | None = None
-) -> Iterator[tuple[RawRow, Item]]:
-    """The rows that pass all checks; the others are told to `on_reject` with their rule."""
+def items(source: Source, role: str, data_root: str, seed: int) -> Iterator[Item]:
+    """What passes all checks; data_prep itself tells of the rest."""
     check_source(role, source)
     for raw in raw_rows(source, role, data_root, seed):
         try:
             item = checked(raw, source, role, TextRepair(), Counter())
-        except Reject as refused:
-            if on_reject:
-                on_reject(raw, refused.rule)
+        except Reject:
             continue
-        yield raw, item
+        yield item
 
 
 def heldout_keys(sources: Sources, data_root: str, seed: int) -> frozenset[bytes]:
@@ -52,7 +46,7 @@ def heldout_keys(sources: Sources, data_root: str, seed: int) -> frozenset[bytes
     for role in DATA_ROLES:
         for source in getattr(sources, role):
             if source.heldout_only:
-                found.update(split.key_of(item) for _, item in items(source, role, data_root, seed))
+                found.update(split.key_of(item) for item in items(source, role, data_root, seed))
     return frozenset(found)
 
 
@@ -65,7 +59,7 @@ def plain_texts(sources: Sources, data_root: str, seed: int, splits: Splits | No
     held = heldout_keys(sources, data_root, seed)
     for role in DATA_ROLES:
         for source in getattr(sources, role):
-            for _, item in items(source, role, data_root, seed):
+            for item in items(source, role, data_root, seed):
                 key = split.key_of(item)
                 if not source.heldout_only and key not in held and split.bucket(key, splits) != split.HELDOUT:
                     yield role, _as_text(item)
