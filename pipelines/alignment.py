@@ -6,6 +6,7 @@ from kfp import dsl
 
 from components.base_model.component import base_model as base_model_component
 from components.data_prep.component import data_prep as data_prep_component
+from components.data_prep.component import map_data as map_data_component
 from components.evaluate.component import evaluate as evaluate_component
 from components.launch.component import clean_up as clean_up_component
 from components.pmp.component import pmp as pmp_component
@@ -29,6 +30,7 @@ def alignment(
     ppo: dict[str, Any],
     evaluate: dict[str, Any],
     data_root: str = "",
+    data_shards: list[str] = ["1/1"],  # noqa: B006 (how KFP is told the default)
     seed: int = 0,
     resume: bool = False,
 ) -> None:
@@ -45,6 +47,8 @@ def alignment(
         ppo: PPO.
         evaluate: Evaluation and the report.
         data_root: Folder or URI under which the raw data lies; may be empty.
+        data_shards: Pieces of the raw data that are mapped side by side, each in a pod: 1/4, 2/4, 3/4 and 4/4. However
+            many, the data are the same to the byte.
         seed: Every random choice follows from it.
         resume: Keep finished steps and checkpoints of this run whatever code made them.
     """
@@ -58,7 +62,19 @@ def alignment(
         base.set_display_name("base model")
         base_uri = base.outputs["model_uri"]
 
-        data = data_prep_component(config=data_prep, data_root=data_root, base_model=base_uri, **common)
+        with dsl.ParallelFor(data_shards, name="map the raw data") as shard:
+            mapped = map_data_component(
+                config=data_prep, shard=shard, data_root=data_root, base_model=base_uri, **common
+            )
+            mapped.set_display_name("shard of the raw data")
+
+        data = data_prep_component(
+            config=data_prep,
+            data_root=data_root,
+            base_model=base_uri,
+            shards=dsl.Collected(mapped.output),
+            **common,
+        )
         data.set_display_name("data preparation")
         rows = data.outputs
 

@@ -2,6 +2,7 @@
 
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,20 @@ def _set_retries(spec: dict[str, Any]) -> None:
     It does not retry a step that ended by itself: what is worth another attempt, the launcher has tried. Not said in
     the pipeline itself, since kfp.local would retry every failure.
     """
-    for task in spec["components"]["comp-exit-handler-1"]["dag"]["tasks"].values():
+    for task in _steps(spec, "comp-exit-handler-1"):
         task["retryPolicy"] = {
             "maxRetryCount": 2, "backoffDuration": "10s", "backoffFactor": 2.0, "backoffMaxDuration": "300s",
         }  # fmt: skip
+
+
+def _steps(spec: dict[str, Any], component: str) -> Iterator[dict[str, Any]]:
+    """The tasks of a part of the pipeline that become pods, in loops too."""
+    for task in spec["components"][component]["dag"]["tasks"].values():
+        inner = task["componentRef"]["name"]
+        if "dag" in spec["components"][inner]:
+            yield from _steps(spec, inner)
+        else:
+            yield task
 
 
 def _set_images(spec: dict[str, Any], prefix: str) -> None:

@@ -77,7 +77,7 @@ def run_pipeline(run: Run, resume: bool) -> None:
     chosen = definition(settings.profile)
     pipeline = chosen.load()
     _stop_at_the_first_failure(pipeline, chosen)
-    raw = {"data_root": settings.data_root} if chosen.takes_data_root else {}
+    raw = {"data_root": settings.data_root} if chosen.takes_raw_data else {}
     pipeline(root=run.root, run=run.id, resume=resume, **raw, **chosen.arguments(settings.profile))
 
 

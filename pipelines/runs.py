@@ -18,7 +18,7 @@ from components.core.config import Profile
 from components.core.errors import UserError
 from components.core.spec import work_folder
 from components.launch.run import is_current
-from pipelines.definitions import DEFINITIONS, definition
+from pipelines.definitions import definition
 
 _RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
@@ -66,10 +66,11 @@ class Run:
     def step_folder(self, step: str) -> Path:
         return work_folder(store.join(self.uri, step), self.id)
 
-    def places(self) -> tuple[str, ...]:
+    def places(self) -> list[str]:
         """The steps' folders in the run, in order; of a run that has not begun, the alignment pipeline's."""
         settings = self.settings()
-        return (definition(settings.profile) if settings else DEFINITIONS["alignment"]).places
+        profile = settings.profile if settings else Profile()
+        return definition(profile).places(profile)
 
     def settings(self) -> Settings | None:
         """What the run was started with; None where there is no such run."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from components.core.chatml import LossMask
 from components.core.errors import UserError
@@ -345,7 +345,18 @@ class DataPrepConfig(Config):
     max_rejected_ratio: float = option(
         0.5, "more rejected rows than this in one source stop the step", source="D", unit="ratio", ge=0, le=1
     )
+    shard: str | None = option(
+        None, "2/4: map only the second of four shards of the raw data; another data_prep reduces them", source="D",
+        pattern=r"^[1-9][0-9]*/[1-9][0-9]*$",
+    )  # fmt: skip
     resources: Resources = option(Resources(), "what the step runs on", source="D")
+
+    @field_validator("shard")
+    @classmethod
+    def _shard_is_one_of_them(cls, shard: str | None) -> str | None:
+        if shard is not None and int(shard.partition("/")[0]) > int(shard.partition("/")[2]):
+            raise ValueError("the first number is at most the second, as in 2/4")
+        return shard
 
 
 class Optimiser(Config):
@@ -684,6 +695,10 @@ class Profile(Config):
     description: str = option("", "one line for people", source="D")
     pipeline: Literal["alignment", "preference_data"] = option("alignment", "which pipeline it is for", source="D")
     seed: int = option(0, "seed of the run; every random choice follows from it", source="D", ge=0, lt=2**31)
+    data_shards: int = option(
+        1, "tasks (pods on a cluster) that map the raw data side by side; changes no byte of the data", source="D",
+        ge=1, le=1000,
+    )  # fmt: skip
     base_model: BaseModelConfig = option(BaseModelConfig(), "the base model", source="Q §3")
     data_prep: DataPrepConfig = option(DataPrepConfig(), "the data", source="Q §3.1.1")
     sft: SFTConfig = option(SFTConfig(), "supervised fine-tuning", source="Q §3.1")

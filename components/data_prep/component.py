@@ -1,10 +1,42 @@
-"""data_prep as a pipeline component."""
+"""data_prep as pipeline components: as one task, or its map in many and the rest in one."""
 
 from typing import Any, NamedTuple
 
 from kfp import dsl
 
 from components.launch.pipeline_step import DATA_PREP_IMAGE
+
+
+@dsl.component(base_image=DATA_PREP_IMAGE, install_kfp_package=False)
+def map_data(
+    config: dict[str, Any],
+    shard: str,
+    data_root: str,
+    base_model: str,
+    root: str,
+    run: str,
+    seed: int,
+    resume: bool,
+) -> str:
+    """Raw data in; all that can be told of a row by itself out, for one shard of the rows.
+
+    Args:
+        config: The profile's data_prep section.
+        shard: Which of how many, as in 2/4.
+        data_root: Folder or URI under which the raw data lies; may be empty.
+        base_model: URI of the base model, for its tokenizer.
+        root: The store: a folder or s3://bucket/prefix.
+        run: Run id; outputs go to <root>/runs/<run>.
+        seed: Seed of the run.
+        resume: Keep finished steps whatever code made them.
+    """
+    from components.launch.pipeline_step import place_of_shard, run_component
+
+    inputs = {"data_root": data_root, "base_model": base_model}
+    result = run_component(
+        "data_prep", {**config, "shard": shard}, inputs, root, run, seed, resume, place_of_shard(shard)
+    )
+    return result.outputs["shard"]
 
 
 @dsl.component(base_image=DATA_PREP_IMAGE, install_kfp_package=False)
@@ -18,6 +50,7 @@ def data_prep(
     resume: bool,
     dataset: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
+    shards: list[str] = [],  # noqa: B006 (how KFP is told the default)
     place: str = "",
 ) -> NamedTuple(  # type: ignore[valid-type]
     "Outputs",
@@ -35,12 +68,14 @@ def data_prep(
         resume: Keep finished steps whatever code made them.
         dataset: The data's lineage; the data themselves lie at the URIs.
         metrics: Rows kept and rejected, by role and rule.
+        shards: URIs of all shards that map_data has made; none where it is to map the raw data itself.
         place: Folder of the step in the run; empty for its own name.
     """
     from components.launch.pipeline_step import describe, describe_metrics, run_component
 
     inputs = {"data_root": data_root, "base_model": base_model}
-    result = run_component("data_prep", config, inputs, root, run, seed, resume, place)
+    inputs |= {f"shard_{number:04}": uri for number, uri in enumerate(shards)}
+    result = run_component("data_prep", {**config, "shard": None}, inputs, root, run, seed, resume, place)
     describe_metrics(metrics, result)
     describe(dataset, result, "sft")
     dataset.metadata.update({f"location_{role}": uri for role, uri in result.outputs.items()})

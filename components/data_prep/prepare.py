@@ -34,14 +34,25 @@ from components.data_prep.write import RoleFiles, RoleWork
 
 log = logging.getLogger(__name__)
 
+SHARD = "shard_"
+
 
 def prepare(step: Step) -> None:
-    """Inputs are `base_model`, for its tokenizer, and `data_root`; every role that has sources becomes an output."""
+    """Inputs are `base_model`, for its tokenizer, and `data_root`; every role that has sources becomes an output.
+
+    With `config.shard` only that shard is mapped, and is the output; with inputs `shard_<n>` nothing is left to map.
+    """
     config: DataPrepConfig = step.config
     roles = check_sources(config)
     with scratch(step) as folder:
-        map_shard(step, config, folder / "shard", 0, 1)
-        shards = Shards([folder / "shard"], settings_of(step))
+        if config.shard is not None:
+            number, count = map(int, config.shard.split("/"))
+            step.finish({"shard": folder}, map_shard(step, config, folder, number - 1, count))
+            return
+        folders = [step.input(name) for name in step.spec.inputs if name.startswith(SHARD)]
+        if not folders:
+            map_shard(step, config, folder / "shard", 0, 1)
+        shards = Shards(folders or [folder / "shard"], settings_of(step))
         decisions = decide(shards, config)
         tokenizer = ChatTokenizer.load(step.input("base_model"))
         metrics = {role: write_role(role, decisions, config, tokenizer, shards, folder / role) for role in roles}
@@ -74,12 +85,12 @@ def scratch(step: Step) -> Iterator[Path]:
 
 def settings_of(step: Step) -> dict[str, Any]:
     """What shards of one input have in common."""
-    config = step.config.model_dump(mode="json", exclude={"resources", "shard", "shards"})
+    config = step.config.model_dump(mode="json", exclude={"resources", "shard"})
     return {"config": config, "seed": step.spec.seed, "data_root": step.spec.inputs.get("data_root", "")}
 
 
-def map_shard(step: Step, config: DataPrepConfig, folder: Path, shard: int, shards: int) -> None:
-    """Map every `shards`-th unit of all sources into `folder`."""
+def map_shard(step: Step, config: DataPrepConfig, folder: Path, shard: int, shards: int) -> dict[str, Any]:
+    """Map every `shards`-th unit of all sources into `folder`; returns the rows of each role."""
     data_root, model = step.spec.inputs.get("data_root", ""), step.input("base_model")
     mapper = make_mapper(config, model, data_root, step.work)
     given = units(config.sources, data_root, step.spec.seed, shard, shards)
@@ -87,6 +98,7 @@ def map_shard(step: Step, config: DataPrepConfig, folder: Path, shard: int, shar
     with ShardWriter(folder, settings_of(step)) as writer:
         for unit in map_units(given, mapper, model, data_root, step.work, processes):
             writer.add(unit)
+        return {role: {"rows": rows} for role, rows in writer.rows.items()}
 
 
 def write_role(

@@ -6,7 +6,7 @@ A folder is what one process or one shard has mapped; all of them together are r
 """
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +29,12 @@ class ShardWriter:
         self._folder, self._settings = folder, settings
         self._files: dict[tuple[str, str], pa.RecordBatchFileWriter] = {}
         self._units: list[dict[str, Any]] = []
+        self.rows: Counter[str] = Counter()
 
     def add(self, unit: Mapped) -> None:
         for kind, batch in (("facts", unit.facts), ("rows", unit.rows)):
             self._file(unit.role, kind).write_batch(batch)
+        self.rows[unit.role] += unit.facts.num_rows
         self._units.append({"number": unit.number, "role": unit.role, "source": unit.source})
 
     def _file(self, role: str, kind: str) -> pa.RecordBatchFileWriter:

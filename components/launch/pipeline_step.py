@@ -19,6 +19,8 @@ IMAGE = "kubealign/launcher:0.1.0"
 DATA_PREP_IMAGE = "kubealign/data-prep:0.1.0"
 ANNOTATE_IMAGE = "kubealign/annotate:0.1.0"
 
+SHARDS = "data_shards"  # where in a run the shards of the raw data lie
+
 
 def run_component(
     step: str,
@@ -42,6 +44,11 @@ def run_component(
         )  # fmt: skip
     except KubealignError as error:
         _fail(step, error)
+
+
+def place_of_shard(shard: str) -> str:
+    """The folder in the run of a shard of the raw data, such as 2/4."""
+    return f"{SHARDS}/{shard.replace('/', '-of-')}"
 
 
 def clean_up_run(root: str, run: str) -> None:

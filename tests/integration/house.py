@@ -55,7 +55,10 @@ def work(step: Step) -> None:
     if step.rank != 0:
         return
     folders = {}
-    for part in DATA if name == "data_prep" else ("report",) if name == "evaluate" else ("model",):
+    parts = ("report",) if name == "evaluate" else ("model",)
+    if name == "data_prep":
+        parts = ("shard",) if step.config.shard else DATA
+    for part in parts:
         folder = step.work / "made" / part
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "thing.txt").write_text(json.dumps([name, part, step.spec.seed]))
@@ -118,7 +121,8 @@ class House:
             (self.folder / "torch" / "__init__.py").touch()
             (distributed / "__init__.py").touch()
             (distributed / "run.py").write_text(_TORCHRUN)
-        self.profile.write_text(yaml.safe_dump({"name": "small", "sft": {"resources": {"processes": 2}}}))
+        profile = {"name": "small", "data_shards": 2, "sft": {"resources": {"processes": 2}}}
+        self.profile.write_text(yaml.safe_dump(profile))
         self.behave()
 
     def behave(self, **behaviour: str) -> None:

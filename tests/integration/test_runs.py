@@ -61,6 +61,10 @@ def test_run_goes_to_the_report_and_a_repeated_one_skips_everything(house: House
     assert json.loads(out)["ground_truth"]["sft"]["value"] == 0.5
     code, out, _ = house.run("runs")
     assert out.splitlines()[1].split()[1:3] == ["done", "small"]
+    spec = json.loads((only_run(house) / "data_prep" / "spec.json").read_text())
+    assert [uri.split("/")[-3:] for name, uri in spec["inputs"].items() if "shard" in name] == [
+        ["2-of-2", "output", "shard"] if last else ["1-of-2", "output", "shard"] for last in (False, True)
+    ]
     artifacts = list((only_run(house) / "kfp").glob("*/evaluate/report"))
     assert artifacts
     assert artifacts[0].read_text() == "<h1>report</h1>"
@@ -75,13 +79,17 @@ def test_failing_step_is_named_with_its_reason_and_the_rest_does_not_run(fresh: 
     assert "base_model: failed" in out
     assert "data_prep" not in out
     assert not (only_run(fresh) / "data_prep").exists()
+    fresh.behave(data_prep="user_error")
+    code, _, err = fresh.run("run", "-p", str(fresh.profile))
+    assert code == 1 and err.startswith("error: data_shards/") and "-of-2: sft.jsonl: the data is empty" in err
+    assert not (only_run(fresh) / "data_prep").exists()
     # A step that needs nothing of the one that failed does not run either; the last task always does.
     fresh.behave(sft="retryable")
     code, _, err = fresh.run("run", "-p", str(fresh.profile))
     assert code == 75
     assert err == f"error: sft: the store cannot be reached; try again; log: {log}\n"
     assert not (only_run(fresh) / "pmp").exists()
-    assert len(list((only_run(fresh) / "kfp").glob("*/clean-up/executor_output.json"))) == 2
+    assert len(list((only_run(fresh) / "kfp").glob("*/clean-up/executor_output.json"))) == 3
 
 
 def test_ctrl_c_stops_the_step_in_good_order_and_says_how_to_resume(fresh: House) -> None:
@@ -171,7 +179,7 @@ def test_run_in_an_s3_store(fresh: House, s3_bucket: str, tmp_path: Path, monkey
     root = f"s3://{s3_bucket}/team"
     fresh.behave(data_prep="retryable")
     code, out, err = fresh.run("run", "-p", str(fresh.profile), "--root", root)
-    assert (code, "data_prep: the store cannot be reached" in err) == (75, True), err
+    assert (code, "-of-2: the store cannot be reached" in err) == (75, True), err
     run = out.split()[1].rstrip(",")
     fresh.behave()
     code, out, err = fresh.run("run", "--resume", run, "--root", root)

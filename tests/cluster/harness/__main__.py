@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,7 +13,7 @@ from pathlib import Path
 from tests.cluster.harness import images, machine, operators
 from tests.cluster.harness.cluster import KUBECONFIG, Cluster
 from tests.cluster.harness.machine import CannotRun
-from tests.programs import CLUSTER, CannotBuild, program
+from tests.programs import CACHE, CLUSTER, CannotBuild, program
 
 HERE = Path(__file__).resolve().parents[1]
 HOUSE = HERE.parents[1]
@@ -20,6 +21,8 @@ FAILED = "KUBEALIGN_FAILED"  # where conftest.py writes the names of tests that 
 SHARED = "KUBEALIGN_SHARED"  # a folder for what several runs of pytest make only once
 _OPTIONAL = ("trainer", "jobset", "kueue", "prometheus")  # of some tests
 _WORKERS = 2  # of two cores; while one waits for a time limit, the other works
+# GiB: images built anew take 7, on their way to containerd another 7, there 13.
+_DISK = 27
 # The longest first, so that nobody waits for them at the end.
 _ORDER = ("test_end_to_end.py", "test_jobs.py", "test_gpus.py", "test_end_to_end_trainjob.py", "test_trainjob.py")
 
@@ -88,18 +91,28 @@ def up(cluster: Cluster, *optional: str) -> None:
     with _timed("packages"):
         machine.check()
         machine.install()
-    with ThreadPoolExecutor(max_workers=1) as builder:
-        # Packing images keeps one core busy at most; meanwhile the other one compiles.
-        programs = builder.submit(lambda: [program(name) for name in (*CLUSTER, *optional)])
-        with _timed("images"):
-            ours = images.build(*images.targets())
-        with _timed("programs"):
-            programs.result()
-    with _timed("control plane"):
-        images.from_program(images.PAUSE, "pause", path="/pause")
-        cluster.up()
-    with _timed("images into containerd"):
-        images.load(cluster, images.PAUSE, images.BASE, *ours)
+    if machine.free_disk() < _DISK and not cluster.is_up():
+        shutil.rmtree(machine.CONTAINERD, ignore_errors=True)  # images are in buildah's store too
+    try:
+        with ThreadPoolExecutor(max_workers=1) as builder:
+            # Packing images keeps one core busy at most; meanwhile the other one compiles.
+            programs = builder.submit(lambda: [program(name) for name in (*CLUSTER, *optional)])
+            with _timed("images"):
+                ours = images.build(*images.targets())
+            with _timed("programs"):
+                programs.result()
+        with _timed("control plane"):
+            images.from_program(images.PAUSE, "pause", path="/pause")
+            cluster.up()
+        with _timed("images into containerd"):
+            images.load(cluster, images.PAUSE, images.BASE, *ours)
+    except RuntimeError as error:
+        if machine.free_disk() < 1:
+            raise CannotRun(
+                f"the disk is full; images with nothing cached need {_DISK} GiB: make room, or name another place in "
+                f"KUBEALIGN_CACHE (now {CACHE})"
+            ) from error
+        raise
     with _timed("training operator"):
         operators.training_operator(cluster)
 

@@ -33,9 +33,11 @@ def build(*names: str) -> list[str]:
     bake = json.loads((HOUSE / "images" / "docker-bake.json").read_text())
     made: dict[str, str] = {}
     with locked("images"):
+        _sweep()
         _make_base()
         for name in names:
             _build(name, bake, made)
+        _sweep()
     return [made[name] for name in names]
 
 
@@ -94,6 +96,9 @@ def _load(cluster: Cluster, *images: str) -> None:
     missing = [image for image, found in wanted.items() if image not in there or loaded.get(image) != found]
     if not missing:
         return
+    stale = [image for image in missing if image in there]
+    if any(_is_root(image) for image in stale):  # 12 GB each, which would lie there beside the new one
+        cluster.ctr("images", "remove", "--sync", *stale)
     layout = CACHE / "oci"
     shutil.rmtree(layout, ignore_errors=True)
     blobs = layout / "blobs" / "sha256"
@@ -104,7 +109,7 @@ def _load(cluster: Cluster, *images: str) -> None:
         os.link(blob, blobs / blob.name)
         known.add(blob.name)
     for image in missing:
-        if image.rpartition("/")[2].partition(":")[0] in _ROOTS:
+        if _is_root(image):
             _export_layers(image, blobs)
         _buildah("push", "-q", image, f"oci:{layout}:{image}")
     index = json.loads((layout / "index.json").read_text())
@@ -117,22 +122,19 @@ def _load(cluster: Cluster, *images: str) -> None:
     record.write_text(json.dumps(loaded | {image: wanted[image] for image in missing}))
 
 
+def _is_root(image: str) -> bool:
+    return image.rpartition("/")[2].partition(":")[0] in _ROOTS
+
+
 def _export_layers(image: str, blobs: Path) -> None:
-    """The layers as they are. buildah compresses what it pushes to an OCI layout, 5 GB of it, but not what lies there
+    """The layers as they are. buildah compresses what it pushes to an OCI layout, 6 GB of it, but not what lies there
     uncompressed already."""
-    path = CACHE / "image.tar"
-    path.unlink(missing_ok=True)
-    _buildah("push", "-q", "--disable-compression", image, f"docker-archive:{path}:{image}")
-    with tarfile.open(path) as archive:
-        for member in archive:
-            target = blobs / member.name.removesuffix(".tar")
-            if not (member.isfile() and re.fullmatch(r"[0-9a-f]{64}\.tar", member.name)) or target.exists():
-                continue
-            content = archive.extractfile(member)
-            assert content is not None
-            with content, target.open("wb") as file:
-                shutil.copyfileobj(content, file, 1 << 20)
-    path.unlink()
+    folder = blobs.parent / "uncompressed"
+    _buildah("push", "-q", "--disable-compression", image, f"dir:{folder}")
+    for path in folder.iterdir():
+        if re.fullmatch(r"[0-9a-f]{64}", path.name):
+            path.replace(blobs / path.name)
+    shutil.rmtree(folder)
 
 
 def _import(cluster: Cluster, layout: Path, known: set[str]) -> None:
@@ -175,6 +177,12 @@ def _build(name: str, bake: dict[str, Any], made: dict[str, str]) -> None:
         "-f", str(HOUSE / target["dockerfile"]), "-t", image, str(HOUSE),
     )  # fmt: skip
     made[name] = image
+
+
+def _sweep() -> None:
+    """Give back the disk of builds that were broken off and of layers that no image has any more, 6 GB a lock."""
+    _buildah("rm", "--all")
+    _buildah("rmi", "--prune")
 
 
 def _locks(name: str) -> str:

@@ -39,6 +39,12 @@ def check() -> None:
         raise CannotRun(f"needs {', '.join(_missing())}, and this is no Debian to install them on")
 
 
+def free_disk() -> float:
+    """GiB left where the caches are."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    return shutil.disk_usage(CACHE).free / 2**30
+
+
 def install(packages: dict[str, str] = _PACKAGES) -> None:
     """Debian's packages (name -> a file that it brings), where they are missing."""
     if missing := _missing(packages):

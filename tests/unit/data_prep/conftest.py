@@ -61,9 +61,17 @@ class Run:
 def run_step(base_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., Run]:
     """Run the step as a caller would: spec.json in, files and an exit code out."""
 
-    def run(config: dict[str, Any], *, seed: int = 0, data_root: Path | None = None, name: str = "run") -> Run:
+    def run(
+        config: dict[str, Any],
+        *,
+        seed: int = 0,
+        data_root: Path | None = None,
+        name: str = "run",
+        shards: list[Run] | None = None,
+    ) -> Run:
         output = tmp_path / name
         inputs = {"base_model": str(base_model), "data_root": str(data_root or tmp_path)}
+        inputs |= {f"shard_{number:04}": str(shard.output / "shard") for number, shard in enumerate(shards or [])}
         spec = make_spec("data_prep", run="test", seed=seed, config=config, inputs=inputs, output=str(output))
         store.write_bytes(spec.uri, spec.model_dump_json().encode())
         code = main("data_prep", prepare, ["--spec", spec.uri])

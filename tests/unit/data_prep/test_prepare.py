@@ -16,9 +16,7 @@ from components.core.chatml import IGNORE, ChatTokenizer
 from components.core.config import Source, Sources, Splits
 from components.core.records import Chat, Comparison, Prompt, Rejected, RowWriter, Text, read_rows
 from components.core.spec import read_result
-from components.data_prep import prepare as prepare_module
 from components.data_prep import units
-from components.data_prep.shards import Shards
 from components.data_prep.sources import plain_texts
 from components.data_prep.split import bucket, key_of_messages
 from tests.unit.data_prep.test_taggers import Server, tagged
@@ -432,24 +430,30 @@ def files(run: Any) -> dict[str, bytes]:
     return {str(path.relative_to(run.output)): path.read_bytes() for path in run.output.rglob("*") if path.is_file()}
 
 
-def test_number_of_processes_and_shards_changes_no_byte(
-    run_step: RunStep, mixed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_number_of_processes_changes_no_byte(run_step: RunStep, mixed: dict[str, Any]) -> None:
     one = files(run_step({**mixed, "resources": {"threads": 1}}, name="one"))
     assert len([name for name in one if "heldout" in name]) >= 6 and len(one) > 20
     assert files(run_step({**mixed, "resources": {"threads": 3}}, name="three")) == one
-    whole = prepare_module.map_shard
 
-    def sharded(step: Any, config: Any, folder: Path, shard: int, shards: int) -> None:
-        for number in range(8):
-            whole(step, config, folder / str(number), number, 8)
 
-    def gathered(folders: list[Path], settings: dict[str, Any]) -> Shards:
-        return Shards(sorted(folders[0].iterdir()), settings)
+def test_number_of_shards_changes_no_byte(run_step: RunStep, mixed: dict[str, Any]) -> None:
+    one = files(run_step({**mixed, "resources": {"threads": 1}}, name="one"))
+    mapped = [
+        run_step({**mixed, "shard": f"{number}/8", "resources": {"threads": 1}}, name=f"shard{number}")
+        for number in range(1, 9)
+    ]
+    assert all(set(map(str, files(run))) >= {"shard/index.json", "shard/sft.rows.arrow"} for run in mapped)
+    assert files(run_step(mixed, name="whole", shards=mapped[::-1])) == one
 
-    monkeypatch.setattr(prepare_module, "map_shard", sharded)
-    monkeypatch.setattr(prepare_module, "Shards", gathered)
-    assert files(run_step({**mixed, "resources": {"threads": 1}}, name="eight")) == one
+
+def test_shards_of_other_settings_or_too_few_are_refused(run_step: RunStep, tmp_path: Path) -> None:
+    jsonl(tmp_path, "q.jsonl", questions(20))
+    config = sft("q.jsonl")
+    whole = run_step({**config, "shard": "1/1"}, name="whole")
+    other = run_step({**config, "max_length": 99}, name="other", shards=[whole])
+    assert other.code == 1 and "this shard was made with other settings" in other.error
+    twice = run_step(config, name="twice", shards=[whole, whole])
+    assert twice.code == 1 and "give every shard just once" in twice.error
 
 
 def test_near_duplicates_of_training_and_of_held_out_prompts_go(run_step: RunStep, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_last_task_cleans_up_after_all_steps_whatever_became_of_them(spec: dict[
     assert "enableCache" not in last["cachingOptions"]
 
 
-def test_step_whose_pod_is_deleted_is_started_again_by_the_backend(spec: dict[str, Any]) -> None:
+def test_step_whose_pod_is_deleted_is_started_again_by_the_backend(compiled: Path) -> None:
     """As the SDK's own set_retry writes it, so that a backend understands it."""
     from kfp import dsl
 
@@ -85,7 +85,10 @@ def test_step_whose_pod_is_deleted_is_started_again_by_the_backend(spec: dict[st
         one().set_retry(2, backoff_duration="10s", backoff_factor=2.0, backoff_max_duration="300s")
 
     spelled = retried.pipeline_spec.root.dag.tasks["one"].retry_policy
-    for task in spec["components"]["comp-exit-handler-1"]["dag"]["tasks"].values():
+    spec = next(iter(yaml.safe_load_all(compiled.read_text())))
+    steps = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    looped = steps.pop("for-loop-2", {}) and spec["components"]["comp-for-loop-2"]["dag"]["tasks"]
+    for task in (*steps.values(), *looped.values()):
         assert json_format.ParseDict(task["retryPolicy"], type(spelled)()) == spelled
     assert "retryPolicy" not in spec["root"]["dag"]["tasks"]["clean-up"]
 
@@ -94,7 +97,8 @@ def test_pmp_runs_beside_sft_and_ppo_waits_for_both(tmp_path: Path) -> None:
     after = {name: set(task.get("dependentTasks", ())) for name, task in tasks_of("alignment", tmp_path).items()}
     assert after == {
         "base-model": set(),
-        "data-prep": {"base-model"},
+        "for-loop-2": {"base-model"},
+        "data-prep": {"base-model", "for-loop-2"},
         "sft": {"base-model", "data-prep"},
         "pmp": {"base-model", "data-prep"},
         "reward-model": {"pmp", "data-prep"},

@@ -82,13 +82,21 @@ def test_relative_paths_mean_the_same_in_every_process(tmp_path: Path, monkeypat
 
 def test_steps_of_the_run_lie_where_the_pipeline_puts_them(tmp_path: Path) -> None:
     run = Run(str(tmp_path), "one")
-    assert run.places() == DEFINITIONS["alignment"].places
+    assert run.places()[:3] == ["base_model", "data_shards/1-of-1", "data_prep"]
     run.begin(profiles.load("preference-demo"), "")
-    assert run.places() == (
+    assert run.places() == [
         "several/sample_responses", "several/annotate", "several/data_prep", "single/sample_responses",
         "single/annotate", "single/data_prep", "several/reward_model", "single/reward_model", "evaluate",
-    )  # fmt: skip
+    ]  # fmt: skip
     assert run.step_folder("several/annotate") == tmp_path / "runs/one/several/annotate"
+
+
+def test_each_shard_of_the_raw_data_is_a_step_of_the_run(tmp_path: Path) -> None:
+    profile = profiles.load("demo", ["data_shards=2"])
+    assert DEFINITIONS["alignment"].arguments(profile)["data_shards"] == ["1/2", "2/2"]
+    run = Run(str(tmp_path), "one")
+    run.begin(profile, "")
+    assert run.places()[1:4] == ["data_shards/1-of-2", "data_shards/2-of-2", "data_prep"]
 
 
 @pytest.mark.parametrize(
