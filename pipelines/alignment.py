@@ -63,9 +63,7 @@ def alignment(
         base_uri = base.outputs["model_uri"]
 
         with dsl.ParallelFor(data_shards, name="map the raw data") as shard:
-            mapped = map_data_component(
-                config=data_prep, shard=shard, data_root=data_root, base_model=base_uri, **common
-            )
+            mapped = map_data_component(config=data_prep, shard=shard, data_root=data_root, **common).after(base)
             mapped.set_display_name("shard of the raw data")
 
         data = data_prep_component(

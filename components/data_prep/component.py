@@ -12,7 +12,6 @@ def map_data(
     config: dict[str, Any],
     shard: str,
     data_root: str,
-    base_model: str,
     root: str,
     run: str,
     seed: int,
@@ -24,15 +23,15 @@ def map_data(
         config: The profile's data_prep section.
         shard: Which of how many, as in 2/4.
         data_root: Folder or URI under which the raw data lies; may be empty.
-        base_model: URI of the base model, for its tokenizer.
         root: The store: a folder or s3://bucket/prefix.
-        run: Run id; outputs go to <root>/runs/<run>.
+        run: Run id; outputs go to <root>/runs/<run>, where the base model's tokenizer is.
         seed: Seed of the run.
         resume: Keep finished steps whatever code made them.
     """
-    from components.launch.pipeline_step import place_of_shard, run_component
+    from components.launch.pipeline_step import output_of, place_of_shard, run_component
 
-    inputs = {"data_root": data_root, "base_model": base_model}
+    # Not a parameter: to a task in a loop, kfp.local (2.17) gives the loop's item for any output of another task.
+    inputs = {"data_root": data_root, "base_model": output_of("base_model", "model", root, run)}
     result = run_component(
         "data_prep", {**config, "shard": shard}, inputs, root, run, seed, resume, place_of_shard(shard)
     )

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from components.core import store
 from components.core.errors import KubealignError, report
 from components.core.logs import log_to_stderr
-from components.core.spec import StepResult
+from components.core.spec import StepResult, read_result
 from components.launch.backends import backend_for, chosen
 from components.launch.run import run_step
 
@@ -49,6 +49,12 @@ def run_component(
 def place_of_shard(shard: str) -> str:
     """The folder in the run of a shard of the raw data, such as 2/4."""
     return f"{SHARDS}/{shard.replace('/', '-of-')}"
+
+
+def output_of(step: str, name: str, root: str, run: str) -> str:
+    """The URI of what a step of the run has made; "" where it is not there."""
+    result = read_result(store.join(root, "runs", run, step))
+    return result.outputs.get(name, "") if result else ""
 
 
 def clean_up_run(root: str, run: str) -> None:

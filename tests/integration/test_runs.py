@@ -62,6 +62,9 @@ def test_run_goes_to_the_report_and_a_repeated_one_skips_everything(house: House
     code, out, _ = house.run("runs")
     assert out.splitlines()[1].split()[1:3] == ["done", "small"]
     spec = json.loads((only_run(house) / "data_prep" / "spec.json").read_text())
+    shard = json.loads((only_run(house) / "data_shards" / "2-of-2" / "spec.json").read_text())
+    assert shard["config"] == {**spec["config"], "shard": "2/2"} and spec["config"]["shard"] is None
+    assert shard["inputs"].items() <= spec["inputs"].items() and shard["input_digests"]["base_model"]
     assert [uri.split("/")[-3:] for name, uri in spec["inputs"].items() if "shard" in name] == [
         ["2-of-2", "output", "shard"] if last else ["1-of-2", "output", "shard"] for last in (False, True)
     ]
