@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import pairwise
+from typing import NamedTuple
 
 from components.data_prep.tags import stem
 
@@ -24,26 +24,46 @@ class LexicalTagger:
 
     def _tags(self, text: str) -> list[str]:
         text = _AMOUNT.sub(" calculate ", text)
-        stems = {stem(word) for word in _WORD.findall(text)}
-        tasks = [task for task, (english, chinese) in _TASKS.items() if stems & english or chinese.search(text)]
-        topics = list(dict.fromkeys(_topics(text)))
-        return list(dict.fromkeys([*tasks, *topics[: self._most_phrases]]))
+        tasks: set[str] = set()
+        topics: dict[str, None] = {}
+        for part in _BREAK.split(text if text.isascii() else _HAN.sub(",", text)):
+            before = ""
+            for word in part.split():
+                found = _in_word(word)
+                tasks |= found.tasks
+                # Of a keyphrase the last word, which is mostly its head.
+                if before and not found.is_topic:
+                    topics[before] = None
+                before = word if found.is_topic else ""
+            if before:
+                topics[before] = None
+        if not text.isascii():
+            tasks.update(task for task, pattern in _CHINESE.items() if pattern.search(text))
+            topics |= dict.fromkeys(_chinese_topics(text))
+        in_order = [task for task in _TASK_WORDS if task in tasks]
+        return list(dict.fromkeys([*in_order, *list(topics)[: self._most_phrases]]))
 
 
-def _topics(text: str) -> Iterator[str]:
-    """Of an English keyphrase the last word, which is mostly its head; of a long Chinese one, the last four letters."""
-    for part in re.split(r"[^\w\s'’+#-]|\n", _HAN.sub(",", text)):
-        words = [word if _says_something(word) else "" for word in part.split()]
-        yield from (word for word, following in pairwise([*words, ""]) if word and not following)
+def _chinese_topics(text: str) -> Iterator[str]:
+    """Keyphrases; of a long one, the last four letters."""
     for part in _HAN.findall(text):
         yield from (run if len(run) <= 6 else run[-4:] for run in _HAN_BREAK.split(part) if len(run) >= 2)
 
 
+class _Found(NamedTuple):
+    tasks: frozenset[str]
+    is_topic: bool
+
+
 @lru_cache(maxsize=1 << 16)
-def _says_something(word: str) -> bool:
-    return bool(_WORD.fullmatch(word)) and re.split("['’]", word)[0] not in _STOP and stem(word) not in _TASK_STEMS
+def _in_word(word: str) -> _Found:
+    """What a word says; most words of a language come again and again."""
+    tasks = frozenset(task for part in _WORD.findall(word) for task in _TASKS_OF.get(stem(part), ()))
+    is_topic = bool(_WORD.fullmatch(word)) and re.split("['’]", word)[0] not in _STOP and stem(word) not in _TASKS_OF
+    return _Found(tasks, is_topic)
 
 
+_BREAK = re.compile(r"[^\w\s'’+#-]|\n")
 _HAN = re.compile(r"[\u3400-\u9fff]+")
 _WORD = re.compile(r"[^\W\d_\u3400-\u9fff][\w'’+#-]*")
 _AMOUNT = re.compile(r"\bhow (?:many|much)\b")
@@ -70,15 +90,15 @@ _TASK_WORDS = {
     "translation": "translate translation 翻译 译成",
     "writing": "write compose draft essay poem story letter email 撰写 写作 写一 写个 写出 写篇 作文 诗 故事",
 }
-# Of every task, the stems of its English words and a pattern for its Chinese ones.
-_TASKS = {
-    task: (
-        frozenset(stem(word) for word in words.split() if word.isascii()),
-        re.compile("|".join(word for word in words.split() if not word.isascii())),
-    )
+_CHINESE = {
+    task: re.compile("|".join(word for word in words.split() if not word.isascii()))
     for task, words in _TASK_WORDS.items()
 }
-_TASK_STEMS = frozenset[str]().union(*(english for english, _ in _TASKS.values()))
+# The tasks of an English word's stem.
+_TASKS_OF: dict[str, set[str]] = {}
+for _task, _words in _TASK_WORDS.items():
+    for _word in filter(str.isascii, _words.split()):
+        _TASKS_OF.setdefault(stem(_word), set()).add(_task)
 _STOP_WORDS = (
     "a about above after again against all also am an and another any anyone anything are aren around as at away back "
     "based be became because become been before being below best better between both but by came can cannot come "
@@ -100,4 +120,4 @@ _HAN_STOP = (
     "哪些 哪个 是否 可以 能够 能否 需要 应该 以及 或者 并且 关于 对于 因为 所以 如果 但是 然后 以下 下面 进行 使用 "
     "实现 的 了 和 与 或 在 是 有 我 你 他 她 它 们 吗 呢 吧 啊 把 被 将 为 从 让 就 又 也 都 还 很 并 个"
 )
-_HAN_BREAK = re.compile("|".join([*(chinese.pattern for _, chinese in _TASKS.values()), *_HAN_STOP.split()]))
+_HAN_BREAK = re.compile("|".join([*(pattern.pattern for pattern in _CHINESE.values()), *_HAN_STOP.split()]))

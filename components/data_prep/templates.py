@@ -32,9 +32,9 @@ _OPEN_FIELD = re.compile(rf"^[ \t*]*{_FIELD}[ \t*]*[:：][ \t*]*\Z", re.MULTILIN
 _ANSWER = {"a", "answer", "output", "label", "sentiment", "summary", "translation", "答案", "回答", "输出", "标签"}
 
 _ALPACA_HEADER = re.compile(r"^#{2,3} ?(Instruction|Input|Response|Output) ?:", re.MULTILINE | re.IGNORECASE)
-_ALPACA_SENTENCE = re.compile(
-    r"below is an instruction that describes a task|write a response that appropriately completes the request",
-    re.IGNORECASE,
+_ALPACA_SENTENCES = (
+    "below is an instruction that describes a task",
+    "write a response that appropriately completes the request",
 )
 _HUMAN = re.compile(r"^[ \t*]*(?:###? ?)?(?:Human|User|USER|人类|用户) ?[:：]", re.MULTILINE)
 _MACHINE = re.compile(r"^[ \t*]*(?:###? ?)?(?:Assistant|ASSISTANT|AI|Bot|助手|机器人) ?[:：]", re.MULTILINE)
@@ -49,6 +49,7 @@ _CLOZE = re.compile(
     r"(?<=\w )_{3,}(?=[ ,.;:?!]|$)|(?<![_\n])_{3,}(?= \w)|[（(] {2,}[)）]",
     re.MULTILINE,
 )
+_CLOZE_SIGNS = ("[", "<", "___", "(  ", "（")
 
 _REACT = tuple(re.compile(rf"^{name}:", re.MULTILINE) for name in ("Thought", "Action", "Action Input"))
 
@@ -64,30 +65,41 @@ def template_rule(messages: list[Message]) -> str | None:
 
 def is_tool_use(messages: list[Message]) -> bool:
     """ReAct (§3.4): thought, action and its input, each on a line of its own, in any turn."""
-    return any(all(part.search(message["content"]) for part in _REACT) for message in messages)
+    texts = (message["content"] for message in messages)
+    return any("Action Input:" in text and all(part.search(text) for part in _REACT) for text in texts)
 
 
 def _rules(text: str, *, of_user: bool) -> Iterator[str]:
-    if _ALPACA_SENTENCE.search(text) or _alpaca_headers(text):
+    # A look for the characters that a pattern cannot do without costs a tenth of it, and settles most texts.
+    has_colon = ":" in text or "：" in text
+    lowered = text.lower()
+    if any(sentence in lowered for sentence in _ALPACA_SENTENCES) or _alpaca_headers(text):
         yield "template_alpaca"
-    if _HUMAN.search(text) and _MACHINE.search(text):
+    if has_colon and _HUMAN.search(text) and _MACHINE.search(text):
         yield "template_human_assistant"
     if not of_user:
         return
-    fields = [name.lower() for name in _FIELD_LINE.findall(text)]
+    fields = [name.lower() for name in _FIELD_LINE.findall(text)] if has_colon else []
     answers = [name for name in fields if name in _ANSWER]
     if len(answers) >= 2 and len(fields) >= 2 * len(answers) - 1:
         yield "template_few_shot"
     if len(fields) >= 2 and _OPEN_FIELD.search(text):
         yield "template_fields"
-    if _OPTIONS_HEADER.search(text) or _in_order(_OPTION_LINE.findall(text)) or _in_order(_OPTION_INLINE.findall(text)):
+    if (has_colon and _OPTIONS_HEADER.search(text)) or _options(text):
         yield "template_multiple_choice"
-    if _CLOZE.search(text):
+    if any(sign in text for sign in _CLOZE_SIGNS) and _CLOZE.search(text):
         yield "template_cloze"
+
+
+def _options(text: str) -> bool:
+    as_lines = all(label in text for label in "ABC") and _in_order(_OPTION_LINE.findall(text))
+    return as_lines or (("(" in text or "（" in text) and _in_order(_OPTION_INLINE.findall(text)))
 
 
 def _alpaca_headers(text: str) -> bool:
     """A response's header, or two different ones: one alone is a heading like any other."""
+    if "##" not in text:
+        return False
     found = {name.lower() for name in _ALPACA_HEADER.findall(text)}
     return "instruction" in found or len(found) >= 2
 
