@@ -48,7 +48,8 @@ def _masked(item: Item) -> tuple[Item, Counter[str]]:
 
     def masked(text: str) -> str:
         text, kinds = mask(text)
-        found.update(kinds)
+        if kinds:
+            found.update(kinds)
         return text
 
     if isinstance(item, Document):

@@ -48,64 +48,13 @@ _LONGEST = 160
 _SURE = 0.4
 _NOT_TOLD_APART = {"nn", "bs"}  # from Norwegian (no) and Croatian
 # Words that are common in English and no words of other languages in Latin letters.
-_ENGLISH = frozenset(
-    [
-        "the",
-        "of",
-        "and",
-        "you",
-        "what",
-        "how",
-        "that",
-        "with",
-        "this",
-        "are",
-        "is",
-        "your",
-        "for",
-        "can",
-        "have",
-        "it's",
-        "which",
-        "when",
-        "where",
-        "would",
-        "should",
-        "write",
-        "about",
-        "from",
-        "they",
-        "there",
-        "their",
-        "does",
-        "these",
-        "between",
-        "because",
-        "i'm",
-        "don't",
-        "many",
-        "much",
-        "if",
-        "each",
-        "my",
-        "she",
-        "he",
-        "was",
-        "were",
-        "has",
-        "been",
-        "be",
-        "or",
-        "please",
-        "give",
-        "tell",
-        "make",
-        "know",
-        "why",
-        "could",
-        "who",
-    ]
+_ENGLISH_WORDS = (
+    "the of and you what how that with this are is your for can have it's which when where would should write "
+    "about from they there their does these between because i'm don't many much if each my she he was were has "
+    "been be or please give tell make know why could who his than more every takes times hours two three will "
+    "him did then half while first after into some only people its them day days years"
 )
+_ENGLISH = frozenset(_ENGLISH_WORDS.split())
 _LATIN = re.compile("[A-Za-z\u00c0-\u024f]")
 # In this order: Japanese has Chinese characters, too.
 _SCRIPTS = {
