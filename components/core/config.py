@@ -226,14 +226,16 @@ class Filters(Config):
 class Tags(Config):
     """What prompts ask for, as tags of an open set, normalised in four stages."""
 
-    tagger: Literal["none", "lexical", "endpoint"] = option(
-        "lexical", "lexical: word lists, offline; endpoint: a chat model, OpenAI-compatible", source="Q §3.2.2, D"
-    )
+    tagger: Literal["none", "lexical", "endpoint", "model"] = option(
+        "lexical", "word lists offline, a chat model behind an OpenAI-compatible endpoint, or one on this machine",
+        source="Q §3.2.2, D",
+    )  # fmt: skip
     roles: list[Literal["sft", "pmp", "reward_model", "ppo"]] = option(
         ["sft", "reward_model", "ppo"], "roles whose rows get tags", source="D"
     )
     endpoint: str = option("", "base URL of the tagger, up to and with /v1", source="D")
-    model: str = option("", "its model", source="D")
+    model: str = option("", "endpoint: the model's name; model: a hub id, an s3:// or file:// folder", source="D")
+    revision: str = option("main", "model: revision of a hub model; pin a commit for a real run", source="D")
     key_variable: str = option("KUBEALIGN_TAGGER_KEY", "environment variable with its key", source="D")
     concurrency: int = option(8, "requests at a time", source="D", ge=1, le=256)
     max_untagged_ratio: float = option(
@@ -243,6 +245,14 @@ class Tags(Config):
     max_distance: float = option(0.05, "tags this near in meaning are one", source="C InsTag", unit="cosine", ge=0)
     min_support: int = option(40, "rows that the tags of an association share", source="C InsTag", unit="rows", ge=1)
     min_confidence: float = option(0.99, "share of one tag's rows with the other", source="C InsTag", gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _tagger_is_given(self) -> Self:
+        if self.tagger == "endpoint" and not (self.endpoint and self.model):
+            raise ValueError("tagger endpoint needs endpoint and model")
+        if self.tagger == "model" and not self.model:
+            raise ValueError("tagger model needs model")
+        return self
 
 
 class Sampling(Config):

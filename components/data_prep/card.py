@@ -67,6 +67,38 @@ class SourceCard:
         return {**vars(self), "parts": parts, "rejected_ratio": self.rejected_ratio()}
 
 
+_POLICY: dict[str, str | tuple[str, ...]] = {
+    "templates": "template_", "benchmarks": "benchmark", "personal data": "personal_data", "safety": "unsafe_response",
+    "splits": ("reserved_for_", "heldout_prompt", "cut_into_other_part"),
+    "duplicates": ("duplicate", "near_"),
+    "pairs": ("tie", "small_gap", "conflicting_scores", "identical_after_tokenisation"),
+    "safety share": "over_safety_share", "sampling": "not_sampled", "mixture": ("over_react_rows", "over_share"),
+}  # fmt: skip
+"""Stages after reading and checking, by the beginnings of their rules."""
+
+
+def stages(cards: list[SourceCard]) -> list[dict[str, Any]]:
+    """Rows that go into each stage and come out, in the order in which a row passes them."""
+    rules = sum((card.rules for card in cards), Counter[str]())
+    lost = {stage: sum(n for rule, n in rules.items() if rule.startswith(names)) for stage, names in _POLICY.items()}
+    lost = {"read and check": rules.total() - sum(lost.values()), **lost}
+    rows = sum(card.rows for card in cards)
+    found = []
+    for stage, number in lost.items():
+        found.append({"stage": stage, "in": rows, "out": rows - number})
+        rows -= number
+    return found
+
+
+def mixture(cards: list[SourceCard], weights: list[float | None]) -> dict[str, dict[str, Any]]:
+    """Each source's training rows, and its share of all."""
+    rows = [card.parts["train"].rows if "train" in card.parts else 0 for card in cards]
+    return {
+        card.name: {"rows": own, "share": own / max(1, sum(rows)), "weight": "–" if weight is None else weight}
+        for card, own, weight in zip(cards, rows, weights, strict=True)
+    }
+
+
 def check_not_empty(role: str, cards: list[SourceCard]) -> None:
     """Raises UserError, with the counts of every rule, where a role is left without training rows."""
     if any(card.parts.get("train") for card in cards):

@@ -9,6 +9,7 @@ from components.data_prep.endpoint_safety import EndpointSafety
 from components.data_prep.lexical_safety import LexicalSafety
 from components.data_prep.lexical_tags import LexicalTagger
 from components.data_prep.model_safety import ModelSafety, load_score
+from components.data_prep.model_tags import ModelTagger, load_generate
 from components.data_prep.safety import SafetyClassifier
 from components.data_prep.taggers import EndpointTagger, Tagger
 
@@ -31,6 +32,9 @@ def _tagger(given: Tags, work: Path) -> Tagger | None:
         return None
     if given.tagger == "lexical":
         return LexicalTagger()
+    if given.tagger == "model":
+        generate = load_generate(given.model, given.revision, work)
+        return ModelTagger(generate, given.model, work / "tags.jsonl", given.max_untagged_ratio)
     endpoint = Endpoint(
         url=given.endpoint, model=given.model, key_variable=given.key_variable, concurrency=given.concurrency
     )
@@ -51,4 +55,4 @@ def _safety(given: Safety, work: Path) -> SafetyClassifier | None:
 
 def use_threads(config: DataPrepConfig) -> bool:
     """Whether a labeller uses the machine's cores or its own threads already: then one process does all the work."""
-    return config.tags.tagger == "endpoint" or config.safety.classifier in ("endpoint", "model")
+    return config.tags.tagger in ("endpoint", "model") or config.safety.classifier in ("endpoint", "model")

@@ -6,11 +6,10 @@ a response says no is seen by its words (lexical_safety.py), because moderation 
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from components.core import store
 from components.core.errors import UserError
 from components.data_prep.lexical_safety import is_refusal
+from components.data_prep.local_models import load
 from components.data_prep.safety import CONCERNS, Exchange, Intent, ResponseType, SafetyLabels
 
 Score = Callable[[list[str]], list[dict[str, float]]]
@@ -67,26 +66,13 @@ class ModelSafety:
 
 
 def load_score(name: str, revision: str, label_map: Mapping[str, str], work: Path, batch: int = 32) -> Score:
-    """A model from a hub id, an s3:// or file:// folder. Safetensors only, and no code of its own is run."""
-    try:
-        # Heavy, and absent from data_prep's own image.
-        import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-    except ImportError as error:
-        fix = "run the step in an image with the training extra, or take the classifier lexical or endpoint"
-        raise UserError("a safety model needs torch and transformers", where="safety.classifier", fix=fix) from error
-    folder = _found(name, work)
-    options: dict[str, Any] = {} if folder.is_dir() else {"revision": revision}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else name, **options)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            str(folder) if folder.is_dir() else name, use_safetensors=True, **options
-        ).eval()
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"no sequence-classification model can be loaded ({type(error).__name__})",
-            where=name, fix="give a folder with config.json, tokenizer and safetensors, or a hub id that is in reach",
-        ) from error  # fmt: skip
+    """The probabilities by a model as local_models.py loads it."""
+    tokenizer, model = load(
+        name, revision, work, auto_class="AutoModelForSequenceClassification", kind="sequence-classification",
+        where="safety.classifier",
+    )  # fmt: skip
+    import torch
+
     names = [model.config.id2label[number] for number in range(model.config.num_labels)]
     if unknown := sorted(set(label_map) - set(names)):
         what = f"the model has no label {', '.join(unknown)}"
@@ -112,15 +98,3 @@ def load_score(name: str, revision: str, label_map: Mapping[str, str], work: Pat
         return found
 
     return score
-
-
-def _found(name: str, work: Path) -> Path:
-    """The folder of a model; for a hub id a path that is none."""
-    if "://" not in name and not name.startswith((".", "/")):
-        return Path(name)
-    if store.manifest_digest(name) is not None:
-        return store.fetch(name, work)
-    path = store.local_path(name)
-    if path is None or not path.is_dir():
-        raise UserError("no model there", where=name, fix="publish it with kubealign's store, or give its folder")
-    return path

@@ -15,19 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from components.core.chatml import ChatTokenizer
-from components.core.config import DataPrepConfig
+from components.core.config import DataPrepConfig, Source
 from components.core.errors import UserError
 from components.core.records import DATA_ROLES, Rejected, read_rows
 from components.core.step import Step
 from components.core.store_local import explained
 from components.core.store_manifest import TEMPORARY
 from components.data_prep.adapters import check_source
-from components.data_prep.card import check_not_empty, source_names
+from components.data_prep.card import SourceCard, check_not_empty, mixture, source_names, stages
 from components.data_prep.card_html import from_statistics, render_card
 from components.data_prep.labellers import use_threads
-from components.data_prep.reduce import Decisions, decide, safety_report, tag_report
+from components.data_prep.reduce import Decisions, RoleFacts, decide, safety_report, tag_report
 from components.data_prep.rows import to_json
 from components.data_prep.shards import Shards, ShardWriter
+from components.data_prep.sources import provenance
 from components.data_prep.units import units
 from components.data_prep.workers import make_mapper, map_units
 from components.data_prep.write import RoleFiles, RoleWork
@@ -55,7 +56,10 @@ def prepare(step: Step) -> None:
         shards = Shards(folders or [folder / "shard"], settings_of(step))
         decisions = decide(shards, config)
         tokenizer = ChatTokenizer.load(step.input("base_model"))
-        metrics = {role: write_role(role, decisions, config, tokenizer, shards, folder / role) for role in roles}
+        data_root = step.spec.inputs.get("data_root", "")
+        metrics = {
+            role: write_role(role, decisions, config, tokenizer, shards, folder / role, data_root) for role in roles
+        }
         step.finish({role: folder / role for role in roles}, metrics)
 
 
@@ -102,7 +106,13 @@ def map_shard(step: Step, config: DataPrepConfig, folder: Path, shard: int, shar
 
 
 def write_role(
-    role: str, decisions: Decisions, config: DataPrepConfig, tokenizer: ChatTokenizer, shards: Shards, folder: Path
+    role: str,
+    decisions: Decisions,
+    config: DataPrepConfig,
+    tokenizer: ChatTokenizer,
+    shards: Shards,
+    folder: Path,
+    data_root: str,
 ) -> dict[str, Any]:
     """Write one role's files into `folder`; returns its counts."""
     with RoleFiles(folder, role) as files:
@@ -121,9 +131,25 @@ def write_role(
         counts["sampling"] = facts.report["sampling"]
     if safety := safety_report(facts):
         counts["safety"] = safety
-    settings = config.model_dump(mode="json", exclude={"sources", "resources"})
-    write_cards({"role": role, "settings": settings, **counts}, folder)
+    write_cards({"role": role, **counts, **sections(role, work.cards, facts, config, data_root)}, folder)
     return counts
+
+
+def sections(
+    role: str, cards: list[SourceCard], facts: RoleFacts, config: DataPrepConfig, data_root: str
+) -> dict[str, Any]:
+    """What the card says beside the counts."""
+    sources: list[Source] = getattr(config.sources, role)
+    found: dict[str, Any] = {
+        "settings": config.model_dump(mode="json", exclude={"sources", "resources"}),
+        "stages": stages(cards),
+        "provenance": provenance(sources, data_root),
+    }
+    if "near_duplicates" in facts.report:
+        found["near_duplicates"] = facts.report["near_duplicates"]
+    if len(sources) > 1:
+        found["mixture"] = mixture(cards, [source.weight for source in sources])
+    return found
 
 
 def write_cards(card: dict[str, Any], folder: Path) -> None:

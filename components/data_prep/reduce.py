@@ -210,6 +210,11 @@ def _refuse_near_duplicates(roles: dict[str, RoleFacts], threshold: float) -> No
             rows = rows[facts.rule[rows] == STAYS]
         of = near_duplicates(facts.columns["content_signature"][rows], threshold=threshold)
         facts.refuse(rows[of >= 0], "near_duplicate")
+        facts.report["near_duplicates"] = {
+            "threshold": threshold, "rows_compared": len(rows), "of_earlier_rows": int((of >= 0).sum()),
+            "rows_of_largest_group": int(np.unique(of[of >= 0], return_counts=True)[1].max(initial=0)) + 1,
+            "of_heldout_prompts": len(places[role]) - len(held[role]) - len(rows),
+        }  # fmt: skip
 
 
 def _cap_safety(facts: RoleFacts, max_share: float) -> None:
@@ -277,4 +282,7 @@ def tag_report(facts: RoleFacts, top: int = 100) -> dict[str, Any]:
         counts.update(found)
         of_rows.append(found)
     known = set(facts.labels.mapping.values()) if facts.labels else set()
-    return {**facts.report.get("tags", {}), "top": counts.most_common(top), **vars(sampling.variety(of_rows, known))}
+    sampled = facts.report.get("sampling", {})
+    sides = {side: sampled[side] for side in ("before", "after") if side in sampled}
+    measured = vars(sampling.variety(of_rows, known))
+    return {**facts.report.get("tags", {}), "top": counts.most_common(top), **measured, **sides}

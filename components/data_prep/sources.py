@@ -1,15 +1,17 @@
 """A source's rows, read, adapted and checked. base_model reads its raw text through here, too."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
+from components.core import store
 from components.core.config import Source, Sources, Splits, TextRepair
 from components.core.records import DATA_ROLES
+from components.core.store_manifest import hash_file
 from components.data_prep import split
 from components.data_prep.adapters import Document, Item, Judged, adapt, check_source, repair
 from components.data_prep.checks import Reject, require
-from components.data_prep.readers import RawRow, read
+from components.data_prep.readers import RawRow, find, read
 
 
 def raw_rows(source: Source, role: str, data_root: str, seed: int) -> Iterator[RawRow]:
@@ -70,3 +72,18 @@ def _as_text(item: Item) -> str:
         return item.text
     said = [message["content"] for message in item.messages]
     return "\n".join(said + (item.responses if isinstance(item, Judged) else []))
+
+
+def provenance(sources: Sequence[Source], data_root: str) -> dict[str, str]:
+    """SHA-256 of every raw file by its name under the data root; of one in S3, which is not read again, its ETag."""
+    found = {}
+    base = store.local_path(data_root) if data_root else None
+    for uri in (uri for source in sources if source.path for uri in find(source.path, data_root)):
+        path = store.local_path(uri)
+        if path is None:
+            opened, key = store.for_uri(uri)
+            found[uri.removeprefix(f"{data_root.rstrip('/')}/")] = f"ETag {next(iter(opened.list(key))).etag}"
+        else:
+            name = path.relative_to(base).as_posix() if base and path.is_relative_to(base) else path.name
+            found[name] = hash_file(path).sha256
+    return found

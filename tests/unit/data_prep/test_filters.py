@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.core.records import Chat, Comparison, Rejected, Text, read_rows
+from components.data_prep import personal_data
 from components.data_prep.decontaminate import Benchmarks, words
 from components.data_prep.personal_data import luhn, mask
 from components.data_prep.split import key_of_messages
@@ -44,6 +45,20 @@ def test_personal_data_are_masked(text: str, masked: str) -> None:
 )
 def test_numbers_and_names_are_left_alone(text: str) -> None:
     assert mask(text) == (text, {})
+
+
+_PIECES = ["4111", "1111", "138", "1234", "5678", "+49", "(415)", "555", "2671", " ", "-", ".", ") ", "a@b.org", "x",
+           "sk-abcdefghijklmnopqrstuv", "ghp_" + 36 * "a", "AKIAIOSFODNN7EXAMPLE", "\n"]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(_PIECES), max_size=12).map("".join))
+def test_the_quick_look_never_misses_what_is_personal(text: str) -> None:
+    quick = list(personal_data.find(text))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(personal_data, "_MAY_HAVE", dict.fromkeys(personal_data._KINDS, bool))
+        assert [(kind, match.span()) for kind, match in quick] == [
+            (kind, match.span()) for kind, match in personal_data.find(text)
+        ]
 
 
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=18))

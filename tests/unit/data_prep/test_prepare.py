@@ -1,9 +1,11 @@
 """The whole step: files in, files out, counts that add up, and one line where it cannot go on."""
 
 import errno
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -456,6 +458,35 @@ def test_shards_of_other_settings_or_too_few_are_refused(run_step: RunStep, tmp_
     assert twice.code == 1 and "give every shard just once" in twice.error
 
 
+def test_card_says_what_each_stage_leaves_whose_rows_they_are_and_which_files(
+    run_step: RunStep, tmp_path: Path
+) -> None:
+    rows = [
+        *questions(6),
+        *questions(2),
+        {"question": "", "answer": "x"},
+        {"question": "Fill in ___ now", "answer": "y"},
+    ]
+    jsonl(tmp_path, "many.jsonl", rows)
+    jsonl(tmp_path, "few.jsonl", questions(2, first=90))
+    adapter = {"adapter": "question_answer"}
+    sources = {"sft": [{"path": "many.jsonl", **adapter}, {"path": "few.jsonl", **adapter}]}
+    card = run_step({"sources": sources, "splits": NO_SPLIT, "max_rejected_ratio": 1}).card("sft")
+    assert card["mixture"] == {
+        "few": {"rows": 2, "share": 0.25, "weight": "–"},
+        "many": {"rows": 6, "share": 0.75, "weight": "–"},
+    }
+    lost = {stage["stage"]: stage["in"] - stage["out"] for stage in card["stages"]}
+    assert {stage: number for stage, number in lost.items() if number} == {
+        "read and check": 1, "templates": 1, "duplicates": 2,
+    }  # fmt: skip
+    assert card["stages"][0]["in"] == 12 and card["stages"][-1]["out"] == 8
+    assert all(before["out"] == after["in"] for before, after in pairwise(card["stages"]))
+    assert card["provenance"] == {
+        name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("few.jsonl", "many.jsonl")
+    }
+
+
 def test_near_duplicates_of_training_and_of_held_out_prompts_go(run_step: RunStep, tmp_path: Path) -> None:
     words = [f"word{i}" for i in range(60)]
     text, far = " ".join(words), " ".join(words[:30])
@@ -475,6 +506,10 @@ def test_near_duplicates_of_training_and_of_held_out_prompts_go(run_step: RunSte
     assert [row.messages[0]["content"] for row in rows_in(run, "sft/train.parquet", Chat)] == [text, far, "held out"]
     (refused,) = rows_in(run, "sft/rejected.parquet", Rejected)
     assert (refused.rule, refused.place) == ("near_duplicate", "q.jsonl:2") and "other" in refused.row
+    assert run.card("sft")["near_duplicates"] == {
+        "threshold": 0.8, "rows_compared": 4, "of_earlier_rows": 1, "rows_of_largest_group": 2, "of_heldout_prompts": 0,
+    }  # fmt: skip
+    assert run.card("ppo")["near_duplicates"]["of_heldout_prompts"] == 1
     off = run_step({"sources": sources, "splits": NO_SPLIT, "filters": {"near_duplicates": None}}, name="off")
     assert off.card("sft")["sources"]["q"]["rules"] == {} == off.card("ppo")["sources"]["p"]["rules"]
 
