@@ -45,8 +45,10 @@ cluster-down: $(READY) ## Take it down; programs and images are kept in ~/.cache
 test-cluster: $(READY) ## The tests that need a cluster; it goes with them unless it was up before
 	$(BIN)/python -m tests.cluster.harness test
 
-bench: $(READY) ## Speed and memory beside TRL, in turns: ROUNDS=3
+bench: $(READY) ## Speed and memory beside TRL and the bare tokenizer, in turns: ROUNDS=3
 	$(BIN)/python -m tests.benchmarks.run --rounds $(ROUNDS)
+	$(BIN)/python -m tests.benchmarks.data_prep --rounds $(ROUNDS)
+	$(BIN)/python -m tests.benchmarks.near_duplicates --rows 1000000 --processes 2
 
 lint: $(READY) ## Style, types and import rules
 	$(BIN)/ruff check .

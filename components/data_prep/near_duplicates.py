@@ -20,6 +20,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import chain
 
 import numpy as np
@@ -95,7 +96,8 @@ def shingle_hashes(texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np
     words = list(chain.from_iterable(by_text))
     hash_of = {word: _hash(word) for word in set(words)}
     hashes = np.fromiter(map(hash_of.__getitem__, words), np.uint64, len(words))
-    mixed = np.lib.stride_tricks.sliding_window_view(hashes, SHINGLE) @ _WEIGHTS[:SHINGLE]
+    ends = len(hashes) - SHINGLE + 1
+    mixed = sum((hashes[at : at + ends] * _WEIGHTS[at] for at in range(SHINGLE)), np.zeros(ends, np.uint64))
     within = np.ones(len(mixed), bool)
     for back in range(1, SHINGLE):  # those that begin in one text and end in the next
         within[np.cumsum(lengths)[:-1] - back] = False
@@ -103,6 +105,7 @@ def shingle_hashes(texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np
     return _mixed((mixed[within] >> np.uint64(32)).astype(np.uint32)), np.cumsum(counts) - counts
 
 
+@lru_cache(maxsize=1 << 16)
 def _hash(word: str) -> int:
     # A row that is to be refused for half a surrogate pair may be hashed before it is.
     return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")

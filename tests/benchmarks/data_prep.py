@@ -1,13 +1,14 @@
 """How fast data_prep is beside the bare tokenizer, and its memory: `python -m tests.benchmarks.data_prep`.
 
-The rows are those of ../shared/data (GSM8K, alpaca_eval), each file taken as often as it takes to have enough of
-them, with a number before each prompt so that none is a duplicate. The bare tokenizer encodes the texts of the same
+The rows are those of ../shared/data (GSM8K, alpaca_eval), taken as often as it takes to have enough of them, each time
+with other answers so that none is a duplicate. The bare tokenizer encodes the texts of the same
 rows, already in memory, in one batch after another on all cores. Both run alternately; the figures are medians.
 """
 
 import argparse
 import gzip
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -30,15 +31,16 @@ BARE: dict[str, Any] = {
 
 
 def chats(data: Path, copies: int) -> list[dict[str, Any]]:
-    """Conversations of both collections."""
+    """Conversations of both collections; every copy after the first gives a question the answer of another one."""
     with gzip.open(data / "sft" / "gsm8k_train.jsonl.gz", "rt") as file:
-        rows = [(row["question"], row["answer"]) for row in map(json.loads, file)]
+        gsm8k = [(row["question"], row["answer"]) for row in map(json.loads, file)]
     with gzip.open(data / "sft" / "alpaca_eval_gpt4_outputs.json.gz", "rt") as file:
-        rows += [(row["instruction"], row["output"]) for row in json.load(file)]
+        alpaca = [(row["instruction"], row["output"]) for row in json.load(file)]
     return [
-        {"question": f"{copy}: {question}" if copy else question, "answer": answer}
+        {"question": rows[number][0], "answer": rows[(number + 37 * copy) % len(rows)][1]}
         for copy in range(copies)
-        for question, answer in rows
+        for rows in (gsm8k, alpaca)
+        for number in range(len(rows))
     ]
 
 
@@ -72,8 +74,8 @@ def bare(model: Path, rows: list[dict[str, Any]]) -> float:
     return time.perf_counter() - started
 
 
-def step(folder: Path, name: str, model: Path, config: dict[str, Any]) -> tuple[float, float, Any]:
-    """(seconds of the step without the interpreter's start, peak MiB of its main process, its result)."""
+def step(folder: Path, name: str, model: Path, config: dict[str, Any]) -> tuple[float, float]:
+    """(seconds of the step without the interpreter's start, peak MiB of its main process)."""
     output = folder / name
     spec = make_spec(
         "data_prep", run="bench", seed=0, output=str(output), inputs={"base_model": str(model)},
@@ -84,13 +86,14 @@ def step(folder: Path, name: str, model: Path, config: dict[str, Any]) -> tuple[
     subprocess.run(command, check=True, capture_output=True)
     result = read_result(str(output))
     assert result is not None
-    return result.seconds, result.peak_rss_bytes / 2**20, result
+    shutil.rmtree(output)
+    return result.seconds, result.peak_rss_bytes / 2**20
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--copies", type=int, default=6)
+    parser.add_argument("--copies", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -112,9 +115,12 @@ def main() -> None:
         print(f"{len(many)} rows, seconds: {seconds}")
         print(f"without filters {medians['tokenizer'] / medians['bare']:.0%} of the bare tokenizer's throughput")
         print(f"with all filters {medians['tokenizer'] / medians['all']:.0%}")
-        for name in paths:
-            config = {**BARE, "sources": sources[name]}
-            print(f"{name}: peak {step(folder, f'memory-{name}', folder / 'model', config)[1]:.0f} MiB")
+        for name, times in (("one", 1), ("many", given.copies)):
+            peaks = {
+                what: step(folder, "memory", folder / "model", {"sources": sources[name], "shard": shard})[1]
+                for what, shard in (("map alone, which streams", "1/1"), ("with reduce and write", None))
+            }
+            print(f"peak at {times}x: " + ", ".join(f"{what} {peak:.0f} MiB" for what, peak in peaks.items()))
 
 
 if __name__ == "__main__":
