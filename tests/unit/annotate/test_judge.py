@@ -6,7 +6,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from components.annotate.results import collect
 from components.annotate.tasks import Plan, Task, make_tasks
 from components.core.endpoint import ChatClient, Endpoint
 from components.core.errors import RetryableError, UserError
+from tests.chat_server import ChatServer, Reply, says
 from tests.unit.annotate.support import NASTY, SECRET, SOME_EXAMPLES, prompt
 
 KEY = "sk-very-secret-0123456789"
@@ -29,69 +29,20 @@ Asked = dict[str, Any]
 """What a request compares: conversation, A and B."""
 
 
-def says(text: str) -> tuple[int, dict[str, str], bytes]:
-    return 200, {}, json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
-
-
-def prefers(word: str) -> tuple[int, dict[str, str], bytes]:
+def prefers(word: str) -> Reply:
     return says('Because of "this":\n```json\n' + json.dumps({"verdict": word}) + "\n```")
 
 
-def longer(asked: Asked, _: int) -> tuple[int, dict[str, str], bytes]:
+def longer(asked: Asked, _: int) -> Reply:
     """A judge by length, wherever the text stands."""
     one, other = len(asked["A"]), len(asked["B"])
     return prefers("tie" if one == other else "A" if one > other else "B")
 
 
-class Server:
-    """Answers by `reply(what is compared, how often that was asked before)`; None hangs until the test is over."""
-
-    def __init__(self) -> None:
-        self.reply: Callable[[Asked, int], tuple[int, dict[str, str], bytes] | None] = longer
-        self.requests: list[tuple[dict[str, str], dict[str, Any], Asked]] = []
-        self.released, lock, outer = threading.Event(), threading.Lock(), self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                asked = json.loads(body["messages"][-1]["content"])
-                with lock:
-                    times = sum(asked == before for _, _, before in outer.requests)
-                    outer.requests.append((dict(self.headers) | {"path": self.path}, body, asked))
-                reply = outer.reply(asked, times)
-                if reply is None:
-                    outer.released.wait()
-                    return
-                status, headers, data = reply
-                if status == 0:
-                    self.close_connection = True
-                    return
-                self.send_response(status)
-                for name, value in {"Content-Length": str(len(data)), **headers}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
-
-    def close(self) -> None:
-        self.released.set()
-        self.http.shutdown()
-        self.http.server_close()
-
-
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
     monkeypatch.setenv("KUBEALIGN_JUDGE_KEY", KEY)
-    running = Server()
+    running = ChatServer(longer, json.loads)
     yield running
     running.close()
 
@@ -105,7 +56,7 @@ def pauses() -> list[float]:
 
 
 @pytest.fixture
-def run(server: Server, tmp_path: Path, pauses: list[float]) -> Run:
+def run(server: ChatServer, tmp_path: Path, pauses: list[float]) -> Run:
     """Judge tasks; pauses between attempts are noted instead of made."""
 
     def run(tasks: list[Task], plan: Plan = PLAN, max_failed_share: float = 1.0, **changes: Any) -> Judged:
@@ -129,24 +80,24 @@ def by_text(judged: Judged, tasks: list[Task]) -> dict[str, float]:
     return dict(pair for some in pairs for pair in some)
 
 
-def test_every_pair_is_asked_in_both_orders_and_the_wins_become_scores(server: Server, run: Run) -> None:
+def test_every_pair_is_asked_in_both_orders_and_the_wins_become_scores(server: ChatServer, run: Run) -> None:
     judged = run(FEW)
-    asked = Counter((one["A"], one["B"]) for _, _, one in server.requests)
+    asked = Counter((one["A"], one["B"]) for one in (request["asked"] for request in server.requests))
     assert asked == Counter([*permutations(["a", "bbb", "cc"], 2), ("dd", "e"), ("e", "dd")])
     assert by_text(judged, FEW) == {"a": 1, "cc": 4, "bbb": 7, "e": 1, "dd": 7}
     assert (judged.pairs, judged.inconsistent, judged.rejected) == (4, 0, [])
     assert [one.task for one in judged.answers] == [task.id for task in FEW]
     assert {one.annotator for one in judged.answers} == {"judge:m"}
-    headers, body, compared = server.requests[0]
-    assert (headers["path"], body["model"], body["temperature"]) == ("/v1/chat/completions", "m", 0)
-    assert PLAN.guideline in body["messages"][0]["content"]
-    assert compared["conversation"] in [list(task.prompt.messages) for task in FEW]
+    first = server.requests[0]
+    assert (first["path"], first["model"], first["temperature"]) == ("/v1/chat/completions", "m", 0)
+    assert PLAN.guideline in first["messages"][0]["content"]
+    assert first["asked"]["conversation"] in [list(task.prompt.messages) for task in FEW]
     rows = {row["meta"]["prompt"]: row["scores"] for row in collect(FEW, judged.answers).rows}
     assert rows == {f"{SECRET} 0": [1, 7, 4], f"{SECRET} 1": [7, 1]}
 
 
 @pytest.mark.parametrize("word", ["A", "B"])
-def test_a_judge_that_looks_at_places_has_no_preference(server: Server, run: Run, word: str) -> None:
+def test_a_judge_that_looks_at_places_has_no_preference(server: ChatServer, run: Run, word: str) -> None:
     server.reply = lambda *_: prefers(word)
     judged = run(FEW)
     assert set(by_text(judged, FEW).values()) == {4} and (judged.pairs, judged.inconsistent) == (4, 4)
@@ -198,20 +149,22 @@ def test_no_text_leaves_its_field_or_is_a_control_token() -> None:
     assert '"A": "a < b [1]"' in question(*tasks_of(("a < b [1]", "a < b [1]")), 0, 1)
 
 
-def test_the_judge_is_blind(server: Server, run: Run) -> None:
+def test_the_judge_is_blind(server: ChatServer, run: Run) -> None:
     run(FEW)
-    assert SECRET not in json.dumps([(body, asked) for _, body, asked in server.requests])
+    assert SECRET not in json.dumps(server.requests)
 
 
 @pytest.mark.parametrize("failure", [(429, {}, b""), (503, {}, b"busy"), (0, {}, b""), (200, {}, b" " * (1 << 21))])
-def test_a_busy_or_broken_server_is_asked_again(server: Server, run: Run, pauses: list[float], failure: Any) -> None:
+def test_a_busy_or_broken_server_is_asked_again(
+    server: ChatServer, run: Run, pauses: list[float], failure: Any
+) -> None:
     server.reply = lambda asked, times: failure if times < 2 else longer(asked, times)
     tasks = tasks_of(("a", "bb"))
     assert by_text(run(tasks), tasks) == {"a": 1, "bb": 7}
     assert all(most / 2 <= pause <= most for pause, most in zip(pauses, [1, 2, 1, 2], strict=True))
 
 
-def test_a_server_says_how_long_to_wait(server: Server, run: Run, pauses: list[float]) -> None:
+def test_a_server_says_how_long_to_wait(server: ChatServer, run: Run, pauses: list[float]) -> None:
     waits = ["17", "Thu, 01 Jan 1970 00:00:00 GMT"]
     server.reply = lambda asked, times: (429, {"Retry-After": waits[times]}, b"") if times < 2 else longer(asked, times)
     run(tasks_of(("a", "bb")))
@@ -221,8 +174,8 @@ def test_a_server_says_how_long_to_wait(server: Server, run: Run, pauses: list[f
     assert pauses == [17, 0] * 2
 
 
-def test_a_server_that_hangs_is_given_up(server: Server, run: Run, pauses: list[float]) -> None:
-    server.reply = lambda *_: None
+def test_a_server_that_hangs_is_given_up(server: ChatServer, run: Run, pauses: list[float]) -> None:
+    server.reply = server.hang
     judged = run(tasks_of(("a", "bb")), timeout_seconds=0.2, attempts=2)
     assert [row.rule for row in judged.rejected] == ["judge_unreachable"] and len(pauses) == 1
     assert len(server.requests) == 2 and not judged.answers
@@ -240,7 +193,7 @@ def test_a_server_that_hangs_is_given_up(server: Server, run: Run, pauses: list[
     ],
 )  # fmt: skip
 def test_a_task_without_all_verdicts_is_rejected_and_counted(
-    server: Server, run: Run, reply: Any, rule: str, times: int
+    server: ChatServer, run: Run, reply: Any, rule: str, times: int
 ) -> None:
     good, bad = sorted(tasks_of(("bad", "worse"), ("a", "bb")), key=lambda task: "bad" in task.shown())
     server.reply = lambda asked, again: reply if "bad" in (asked["A"], asked["B"]) else longer(asked, again)
@@ -256,11 +209,11 @@ MANY = tasks_of(*[(f"{number}", f"{number}+") for number in range(40)])
 
 
 def test_over_the_limit_it_stops_with_what_it_has_and_goes_on_from_there(
-    server: Server, run: Run, tmp_path: Path
+    server: ChatServer, run: Run, tmp_path: Path
 ) -> None:
     client = ChatClient(ours(url=server.url, model="m", attempts=1, concurrency=1))
 
-    def fails_after_ten(asked: Asked, _: int) -> tuple[int, dict[str, str], bytes]:
+    def fails_after_ten(asked: Asked, _: int) -> Reply:
         if len(server.requests) > 23:
             client.stop.wait()  # what has begun when the third failure is seen
         return longer(asked, 0) if len(server.requests) <= 20 else (500, {}, b"")
@@ -280,7 +233,7 @@ def test_over_the_limit_it_stops_with_what_it_has_and_goes_on_from_there(
     assert run(MANY) == judged and len(server.requests) - stopped == 2 * 30
 
 
-def test_at_the_limit_it_goes_on(server: Server, run: Run) -> None:
+def test_at_the_limit_it_goes_on(server: ChatServer, run: Run) -> None:
     bad = {text for task in MANY[:2] for text in task.shown()}
     server.reply = lambda asked, _: (500, {}, b"") if asked["A"] in bad else longer(asked, 0)
     judged = run(MANY, max_failed_share=0.05, attempts=1)
@@ -289,11 +242,11 @@ def test_at_the_limit_it_goes_on(server: Server, run: Run) -> None:
     assert len(run(MANY).answers) == 40
 
 
-def test_no_waiting_thread_outlives_the_stop(server: Server, tmp_path: Path) -> None:
+def test_no_waiting_thread_outlives_the_stop(server: ChatServer, tmp_path: Path) -> None:
     """The real pause: one worker waits for a minute when the other meets an answer that stops everything."""
     waiting = threading.Event()
 
-    def reply(asked: Asked, _: int) -> tuple[int, dict[str, str], bytes]:
+    def reply(asked: Asked, _: int) -> Reply:
         if asked["A"].startswith("0") or asked["B"].startswith("0"):
             waiting.wait()
             return 401, {}, b""
@@ -309,7 +262,7 @@ def test_no_waiting_thread_outlives_the_stop(server: Server, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 302])
-def test_what_no_question_can_mend_ends_the_step_at_once(server: Server, run: Run, status: int) -> None:
+def test_what_no_question_can_mend_ends_the_step_at_once(server: ChatServer, run: Run, status: int) -> None:
     server.reply = lambda *_: (status, {"Location": "/v1/elsewhere"}, b"")
     with pytest.raises(UserError, match=f"HTTP {status}; (check url|put a key)"):
         run(tasks_of(("a", "bb")))
@@ -317,23 +270,23 @@ def test_what_no_question_can_mend_ends_the_step_at_once(server: Server, run: Ru
 
 
 def test_the_key_goes_into_the_header_and_nowhere_else(
-    server: Server, run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    server: ChatServer, run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     run(FEW)
     server.reply = lambda *_: (401, {}, KEY.encode())
     with pytest.raises(UserError) as refused:
         run(tasks_of(("c", "dd")))
-    assert all(headers["Authorization"] == f"Bearer {KEY}" for headers, _, _ in server.requests)
+    assert all(request["headers"]["Authorization"] == f"Bearer {KEY}" for request in server.requests)
     written = [path.read_text() for path in tmp_path.iterdir()]
     seen = [str(refused.value), caplog.text, *written, repr(ours(url=server.url, model="m"))]
     assert written and caplog.text and KEY not in "".join(seen)
 
 
-def test_without_a_key_none_is_sent(server: Server, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_key_none_is_sent(server: ChatServer, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBEALIGN_JUDGE_KEY")
     run(FEW)
-    assert not any("Authorization" in headers for headers, _, _ in server.requests)
+    assert not any("Authorization" in request["headers"] for request in server.requests)
 
 
 @pytest.mark.parametrize("key", ["two\nlines", "schlüssel", "with blank"])
@@ -353,7 +306,7 @@ def test_an_address_that_is_none_is_refused(url: str) -> None:
     assert "pass" not in str(refused.value)
 
 
-def test_a_line_cut_off_by_a_kill_is_judged_again(server: Server, run: Run, tmp_path: Path) -> None:
+def test_a_line_cut_off_by_a_kill_is_judged_again(server: ChatServer, run: Run, tmp_path: Path) -> None:
     judged = run(FEW)
     journal = tmp_path / "journal.jsonl"
     first, second = journal.read_bytes().splitlines(keepends=True)
@@ -363,7 +316,7 @@ def test_a_line_cut_off_by_a_kill_is_judged_again(server: Server, run: Run, tmp_
     assert Counter(journal.read_bytes().splitlines(keepends=True)) == Counter([first, second])
 
 
-def test_another_model_or_guideline_judges_for_itself(server: Server, run: Run) -> None:
+def test_another_model_or_guideline_judges_for_itself(server: ChatServer, run: Run) -> None:
     for changes in ({}, {"model": "n"}, {"plan": Plan(annotators=1, overlap=1, guideline="be strict")}):
         asked = len(server.requests)
         run(FEW, **changes)

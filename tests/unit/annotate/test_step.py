@@ -12,8 +12,9 @@ from components.core import store
 from components.core.spec import StepResult, make_spec, read_result
 from components.core.step import main
 from components.demo_world.generate import rows as demo_rows
+from tests.chat_server import ChatServer
 from tests.unit.annotate.support import label_studio_annotation, label_studio_item, label_studio_rating
-from tests.unit.annotate.test_judge import Server
+from tests.unit.annotate.test_judge import longer
 
 PROMPTS = 30
 MODELS = ("secret-base", "secret-chat")
@@ -192,25 +193,25 @@ def test_whoever_is_flagged_counts_unless_told_otherwise(run: Run, tmp_path: Pat
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    running = Server()
+def server() -> Iterator[ChatServer]:
+    running = ChatServer(longer, json.loads)
     yield running
     running.close()
 
 
-def test_judge_that_breaks_down_is_not_asked_again_what_it_has_answered(run: Run, server: Server) -> None:
+def test_judge_that_breaks_down_is_not_asked_again_what_it_has_answered(run: Run, server: ChatServer) -> None:
     """30 prompts of 4 responses: 6 pairs in both orders each, 360 questions with a verdict."""
     endpoint = {"url": server.url, "model": "judge", "attempts": 1}
     judge = {**endpoint, "max_failed_share": 0.0, "concurrency": 2}
     good = server.reply
     server.reply = lambda asked, times: good(asked, times) if len(server.requests) <= 200 else (503, {}, b"")
     run("out", 75, mode="judge", judge=judge)
-    answered = {json.dumps(asked) for _, _, asked in server.requests[:180]}
+    answered = {json.dumps(request["asked"]) for request in server.requests[:180]}
     server.reply, server.requests = good, []
     result = run("out", mode="judge", judge=judge)
     assert len(server.requests) < 200
     # Questions of tasks whose verdicts were all there; the last ones before the breakdown were of unfinished tasks.
-    assert len(answered & {json.dumps(asked) for _, _, asked in server.requests}) < 12 * 3
+    assert len(answered & {json.dumps(request["asked"]) for request in server.requests}) < 12 * 3
     assert result.metrics["cost"]["questions"] == 360
     assert result.metrics["judge"] == {"model": "judge", "pairs": 180, "inconsistent": 0}
     rows = scored(result)
@@ -218,7 +219,7 @@ def test_judge_that_breaks_down_is_not_asked_again_what_it_has_answered(run: Run
     for row in rows:
         best = max(range(4), key=lambda place: len(row["responses"][place]))
         assert row["scores"][best] == max(row["scores"])
-    assert not any("secret" in json.dumps(body) for _, body, _ in server.requests)
+    assert "secret" not in json.dumps([request["messages"] for request in server.requests])
 
 
 @pytest.mark.parametrize(

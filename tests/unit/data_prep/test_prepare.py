@@ -21,7 +21,8 @@ from components.core.spec import read_result
 from components.data_prep import units
 from components.data_prep.sources import plain_texts
 from components.data_prep.split import bucket, key_of_messages
-from tests.unit.data_prep.test_taggers import Server, tagged
+from tests.chat_server import ChatServer
+from tests.unit.data_prep.test_taggers import tagged
 
 RunStep = Callable[..., Any]
 NO_SPLIT = {"heldout": 0, "ppo": 0}
@@ -574,8 +575,7 @@ def test_unsafe_replies_wait_for_new_annotation_and_refusals_stay(run_step: RunS
 def test_endpoint_tags_the_prompts_and_is_not_asked_twice(
     run_step: RunStep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = Server()
-    server.reply = lambda query, _: tagged("sums", "mental arithmetic")
+    server = ChatServer(lambda query, _: tagged("sums", "mental arithmetic"))
     jsonl(tmp_path, "q.jsonl", questions(5))
     tags = {"tagger": "endpoint", "endpoint": server.url, "model": "m", "min_count": 1, "min_support": 9}
     config = {**sft("q.jsonl"), "splits": NO_SPLIT, "tags": tags}

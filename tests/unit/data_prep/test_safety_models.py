@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from components.core.errors import RetryableError, UserError
 from components.data_prep.endpoint_safety import EndpointSafety, read_labels
 from components.data_prep.model_safety import ModelSafety, load_score
 from components.data_prep.safety import Exchange, SafetyLabels
+from tests.chat_server import ChatServer, Reply, says
 
 GOOD = {"concerns": ["pornography", "violence"], "intent": "malicious", "response": "unsafe"}
 LABELS = SafetyLabels(("violence", "pornography"), "malicious", "unsafe")
@@ -42,8 +44,31 @@ def test_only_an_object_of_known_labels_counts(answer: str, labels: SafetyLabels
     assert read_labels(answer) == labels
 
 
+def test_a_server_that_is_busy_or_says_nonsense_is_asked_again_and_what_it_says_is_kept(tmp_path: Path) -> None:
+    def reply(given: dict[str, Any], times: int) -> Reply:
+        prompt = given["conversation"][-1]["content"]
+        if prompt == "busy" and not times:
+            return 503, {}, b""
+        return says("no" if prompt == "mad" else json.dumps(GOOD))
+
+    server = ChatServer(reply, json.loads)
+    endpoint = Endpoint(url=server.url, model="m", key_variable="KUBEALIGN_SAFETY_KEY", concurrency=2)
+    try:
+        client = ChatClient(endpoint, pause=lambda _: False)
+        first = EndpointSafety(client, tmp_path / "cache.jsonl", max_unlabelled_ratio=1)
+        assert first.label([asked("busy", "x"), asked("well", "y"), asked("mad")]) == [LABELS, LABELS, None]
+        assert first.counts == {"answered": 2, "asked_again": 1, "unlabelled_nonsense": 1}
+        assert Counter(request["asked"]["conversation"][-1]["content"] for request in server.requests) == {
+            "busy": 2, "well": 1, "mad": 2,
+        }  # fmt: skip
+        again = EndpointSafety(client, tmp_path / "cache.jsonl", max_unlabelled_ratio=1)
+        assert again.label([asked("well", "y")]) == [LABELS] and len(server.requests) == 5
+    finally:
+        server.close()
+
+
 class Model(ChatClient):
-    """Answers by the prompt, without a server: taggers' tests have one."""
+    """Answers by the prompt, without a server."""
 
     def __init__(self, answers: dict[str, Any]) -> None:
         super().__init__(Endpoint(url="http://localhost/v1", model="m", key_variable="KUBEALIGN_SAFETY_KEY"))

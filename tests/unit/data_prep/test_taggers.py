@@ -4,11 +4,9 @@ import json
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,15 +21,10 @@ from components.core.errors import Cancelled, RetryableError, UserError, exit_co
 from components.data_prep.asking import Answers
 from components.data_prep.lexical_tags import LexicalTagger
 from components.data_prep.taggers import EndpointTagger, read_tags
+from tests.chat_server import ChatServer, Reply, says
 
 KEY = "sk-a-very-secret-key"
 ours = partial(Endpoint, key_variable="KUBEALIGN_TAGGER_KEY")
-Reply = tuple[int, dict[str, str], bytes]
-
-
-def says(content: Any) -> Reply:
-    """A chat completion with this content."""
-    return 200, {}, json.dumps({"choices": [{"message": {"role": "assistant", "content": content}}]}).encode()
 
 
 def tagged(*tags: str) -> Reply:
@@ -43,67 +36,10 @@ def status(code: int, **headers: str) -> Reply:
     return code, {name.replace("_", "-"): value for name, value in headers.items()}, f"wrong key {KEY}".encode()
 
 
-class Server:
-    """A server on this machine. `reply` is asked with a query and how often it came before; it may return an answer,
-    or write one itself and return None."""
-
-    def __init__(self) -> None:
-        self.reply: Callable[[str, int], Reply | None] = lambda query, times: tagged(query)
-        self.requests: list[dict[str, Any]] = []
-        self.released = threading.Event()
-        self.handlers = threading.local()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"  # which keeps connections open
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                query = body["messages"][-1]["content"]
-                times = sum(request["query"] == query for request in outer.requests)
-                outer.requests.append(
-                    {
-                        "query": query,
-                        "path": self.path,
-                        "headers": dict(self.headers),
-                        "from": self.client_address,
-                        **body,
-                    }
-                )
-                outer.handlers.current = self
-                reply = outer.reply(query, times)
-                if reply is not None:
-                    code, headers, data = reply
-                    self.start(code, {"Content-Length": str(len(data)), **headers})
-                    self.wfile.write(data)
-                    self.close_connection |= len(data) < int(headers.get("Content-Length", 0))
-
-            def start(self, code: int, headers: dict[str, str]) -> None:
-                self.send_response(code)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
-
-    def asked(self) -> Counter[str]:
-        return Counter(request["query"] for request in self.requests)
-
-    def close(self) -> None:
-        self.released.set()
-        self.http.shutdown()
-        self.http.server_close()
-
-
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
     monkeypatch.setenv("KUBEALIGN_TAGGER_KEY", KEY)
-    running = Server()
+    running = ChatServer(lambda query, _: tagged(query))
     yield running
     running.close()
 
@@ -114,7 +50,7 @@ def pauses() -> list[float]:
 
 
 @pytest.fixture
-def make(server: Server, tmp_path: Path, pauses: list[float]) -> Callable[..., EndpointTagger]:
+def make(server: ChatServer, tmp_path: Path, pauses: list[float]) -> Callable[..., EndpointTagger]:
     """A tagger that notes the pauses it would make instead of making them."""
 
     def make(max_untagged_ratio: float = 1.0, **settings: Any) -> EndpointTagger:
@@ -126,7 +62,7 @@ def make(server: Server, tmp_path: Path, pauses: list[float]) -> Callable[..., E
 
 
 def test_every_query_is_asked_once_and_its_tags_come_back_in_order(
-    server: Server, make: Callable[..., EndpointTagger]
+    server: ChatServer, make: Callable[..., EndpointTagger]
 ) -> None:
     server.reply = lambda query, _: tagged(f"{query}  one", "two", "two")
     tagger = make()
@@ -140,32 +76,34 @@ def test_every_query_is_asked_once_and_its_tags_come_back_in_order(
     assert request["headers"]["Authorization"] == f"Bearer {KEY}"
 
 
-def test_a_connection_serves_one_question_after_the_other(server: Server, make: Callable[..., EndpointTagger]) -> None:
+def test_a_connection_serves_one_question_after_the_other(
+    server: ChatServer, make: Callable[..., EndpointTagger]
+) -> None:
     server.reply = lambda query, times: [status(503), says("no"), tagged(query)][times]
     make(concurrency=1).tag(["a", "b", "c"])
     assert len(server.requests) == 9 and len({request["from"] for request in server.requests}) == 1
 
 
-def test_a_query_without_intentions_is_tagged(server: Server, make: Callable[..., EndpointTagger]) -> None:
+def test_a_query_without_intentions_is_tagged(server: ChatServer, make: Callable[..., EndpointTagger]) -> None:
     server.reply = lambda *_: says("[]")
     assert make().tag(["a"]) == [[]]
 
 
 def test_without_a_key_none_is_sent(
-    server: Server, make: Callable[..., EndpointTagger], monkeypatch: pytest.MonkeyPatch
+    server: ChatServer, make: Callable[..., EndpointTagger], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("KUBEALIGN_TAGGER_KEY")
     assert make().tag(["a"]) == [["a"]]
     assert "Authorization" not in server.requests[0]["headers"]
 
 
-def test_a_long_query_is_cut(server: Server, make: Callable[..., EndpointTagger]) -> None:
+def test_a_long_query_is_cut(server: ChatServer, make: Callable[..., EndpointTagger]) -> None:
     make().tag(["x" * 9000])
-    assert server.requests[0]["query"] == "x" * 8000
+    assert server.requests[0]["asked"] == "x" * 8000
 
 
 def test_a_busy_server_is_asked_again_when_it_says(
-    server: Server, make: Callable[..., EndpointTagger], pauses: list[float]
+    server: ChatServer, make: Callable[..., EndpointTagger], pauses: list[float]
 ) -> None:
     server.reply = lambda query, times: [status(429, Retry_After="7"), status(503), status(500), tagged(query)][times]
     assert make().tag(["a"]) == [["a"]]
@@ -174,7 +112,7 @@ def test_a_busy_server_is_asked_again_when_it_says(
 
 
 def test_a_server_that_asks_for_too_long_a_wait_is_not_waited_for(
-    server: Server, make: Callable[..., EndpointTagger], pauses: list[float]
+    server: ChatServer, make: Callable[..., EndpointTagger], pauses: list[float]
 ) -> None:
     server.reply = lambda query, _: status(429, Retry_After="121") if query == "late" else tagged(query)
     tagger = make()
@@ -182,7 +120,7 @@ def test_a_server_that_asks_for_too_long_a_wait_is_not_waited_for(
     assert pauses == [] and tagger.counts == {"answered": 1, "untagged_unreachable": 1}
 
 
-def test_a_server_that_hangs_is_asked_again(server: Server, make: Callable[..., EndpointTagger]) -> None:
+def test_a_server_that_hangs_is_asked_again(server: ChatServer, make: Callable[..., EndpointTagger]) -> None:
     def hang_once(query: str, times: int) -> Reply | None:
         if times == 0:
             server.released.wait()
@@ -195,7 +133,7 @@ def test_a_server_that_hangs_is_asked_again(server: Server, make: Callable[..., 
     assert server.asked()["a"] >= 2
 
 
-def test_an_answer_that_breaks_off_is_asked_for_again(server: Server, make: Callable[..., EndpointTagger]) -> None:
+def test_an_answer_that_breaks_off_is_asked_for_again(server: ChatServer, make: Callable[..., EndpointTagger]) -> None:
     def break_off(query: str, times: int) -> Reply | None:
         code, headers, data = tagged(query)
         return (code, {"Content-Length": str(len(data) + 1)}, data) if times == 0 else (code, headers, data)
@@ -206,7 +144,7 @@ def test_an_answer_that_breaks_off_is_asked_for_again(server: Server, make: Call
     assert server.asked() == {"a": 2} and tagger.counts == {"answered": 1}
 
 
-def test_an_endless_answer_is_given_up(server: Server, make: Callable[..., EndpointTagger]) -> None:
+def test_an_endless_answer_is_given_up(server: ChatServer, make: Callable[..., EndpointTagger]) -> None:
     def endless(*_: object) -> None:
         handler = server.handlers.current
         handler.start(200, {"Transfer-Encoding": "chunked"})
@@ -223,7 +161,7 @@ def test_an_endless_answer_is_given_up(server: Server, make: Callable[..., Endpo
 
 
 def test_an_answer_that_trickles_is_given_up_at_the_timeout(
-    server: Server, make: Callable[..., EndpointTagger], monkeypatch: pytest.MonkeyPatch
+    server: ChatServer, make: Callable[..., EndpointTagger], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([0.0, 31.0, 100.0, 101.0, 102.0, 103.0])  # of each attempt: its beginning, then each piece
     monkeypatch.setattr(endpoint, "time", SimpleNamespace(monotonic=lambda: next(clock), time=time.time))
@@ -247,20 +185,20 @@ def test_an_answer_that_trickles_is_given_up_at_the_timeout(
     ],
 )
 def test_nonsense_is_asked_about_once_more_and_then_left_untagged(
-    server: Server, make: Callable[..., EndpointTagger], nonsense: Reply, pauses: list[float]
+    server: ChatServer, make: Callable[..., EndpointTagger], nonsense: Reply, pauses: list[float]
 ) -> None:
     server.reply = lambda query, times: nonsense if query == "never" or times == 0 else tagged(query)
     tagger = make()
     assert tagger.tag(["later", "never"]) == [["later"], None]
     assert server.asked() == {"later": 2, "never": 2}
     assert tagger.counts == {"answered": 1, "asked_again": 2, "untagged_nonsense": 1} and pauses == []
-    first, second = [request["messages"][0]["content"] for request in server.requests if request["query"] == "later"]
+    first, second = [request["messages"][0]["content"] for request in server.requests if request["asked"] == "later"]
     assert second.startswith(first) and len(second) > len(first)
 
 
 @pytest.mark.parametrize("code", [400, 413, 422])
 def test_a_query_that_the_server_refuses_stays_untagged(
-    server: Server, make: Callable[..., EndpointTagger], code: int
+    server: ChatServer, make: Callable[..., EndpointTagger], code: int
 ) -> None:
     server.reply = lambda query, _: status(code) if query == "bad" else tagged(query)
     tagger = make()
@@ -273,7 +211,7 @@ def test_a_query_that_the_server_refuses_stays_untagged(
     ("code", "mended_by"), [(401, "KUBEALIGN_TAGGER_KEY"), (403, "KUBEALIGN_TAGGER_KEY"), (404, "url and model")]
 )
 def test_a_server_that_says_no_ends_the_step_and_nobody_sees_the_key(
-    server: Server, make: Callable[..., EndpointTagger], tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    server: ChatServer, make: Callable[..., EndpointTagger], tmp_path: Path, caplog: pytest.LogCaptureFixture,
     code: int, mended_by: str,
 ) -> None:  # fmt: skip
     caplog.set_level(logging.DEBUG)
@@ -287,7 +225,7 @@ def test_a_server_that_says_no_ends_the_step_and_nobody_sees_the_key(
     assert "secret" not in shown + "".join(path.read_text() for path in tmp_path.rglob("*.jsonl"))
 
 
-def test_a_redirect_is_not_followed_with_the_key(server: Server, make: Callable[..., EndpointTagger]) -> None:
+def test_a_redirect_is_not_followed_with_the_key(server: ChatServer, make: Callable[..., EndpointTagger]) -> None:
     server.reply = lambda *_: (307, {"Location": f"{server.url}/elsewhere"}, b"")
     with pytest.raises(UserError, match="HTTP 307"):
         make(concurrency=1).tag(["a"])
@@ -313,7 +251,7 @@ def test_a_url_that_is_none_or_holds_a_secret_is_refused(url: str) -> None:
 
 
 def test_over_the_limit_the_step_stops_and_goes_on_from_what_was_answered(
-    server: Server, make: Callable[..., EndpointTagger]
+    server: ChatServer, make: Callable[..., EndpointTagger]
 ) -> None:
     queries = [f"good {number}" for number in range(6)] + ["bad 0", "bad 1"]
     server.reply = lambda query, _: tagged(query) if query.startswith("good") else says("no")
@@ -331,7 +269,7 @@ def test_over_the_limit_the_step_stops_and_goes_on_from_what_was_answered(
     assert resumed.counts == {"answered": 2}
 
 
-def test_the_limit_is_a_share_of_all_queries_so_far(server: Server, make: Callable[..., EndpointTagger]) -> None:
+def test_the_limit_is_a_share_of_all_queries_so_far(server: ChatServer, make: Callable[..., EndpointTagger]) -> None:
     server.reply = lambda query, _: says("no") if query.startswith("bad") else tagged(query)
     tagger = make(max_untagged_ratio=0.25)
     tagger.tag(["a", "b", "c", "bad 1"])
@@ -340,7 +278,7 @@ def test_the_limit_is_a_share_of_all_queries_so_far(server: Server, make: Callab
         tagger.tag(["g", "bad 3"])
 
 
-def test_a_server_out_of_reach_is_worth_a_retry(server: Server, make: Callable[..., EndpointTagger]) -> None:
+def test_a_server_out_of_reach_is_worth_a_retry(server: ChatServer, make: Callable[..., EndpointTagger]) -> None:
     server.reply = lambda *_: status(503)
     with pytest.raises(RetryableError, match="HTTP 503") as caught:
         make(max_untagged_ratio=0.5, attempts=3, concurrency=1).tag(["a"])
@@ -352,7 +290,7 @@ def test_a_server_out_of_reach_is_worth_a_retry(server: Server, make: Callable[.
 
 
 def test_a_server_that_is_gone_is_not_asked_about_every_query(
-    server: Server, make: Callable[..., EndpointTagger]
+    server: ChatServer, make: Callable[..., EndpointTagger]
 ) -> None:
     queries = [str(number) for number in range(100)]
     server.reply = lambda query, _: status(400 if int(query) < 20 else 502)
@@ -361,7 +299,9 @@ def test_a_server_that_is_gone_is_not_asked_about_every_query(
     assert 25 <= len(server.requests) <= 40  # 20 refused, then 5 in a row, and what two threads did beside it
 
 
-def test_a_server_that_answers_now_and_then_is_not_gone(server: Server, make: Callable[..., EndpointTagger]) -> None:
+def test_a_server_that_answers_now_and_then_is_not_gone(
+    server: ChatServer, make: Callable[..., EndpointTagger]
+) -> None:
     server.reply = lambda query, _: tagged(query) if int(query) % 3 == 2 else status(502)
     queries = [str(number) for number in range(12)]
     found = make(attempts=1, concurrency=1).tag(queries)
@@ -369,7 +309,7 @@ def test_a_server_that_answers_now_and_then_is_not_gone(server: Server, make: Ca
 
 
 def test_as_many_questions_as_allowed_are_under_way_at_once(
-    server: Server, make: Callable[..., EndpointTagger]
+    server: ChatServer, make: Callable[..., EndpointTagger]
 ) -> None:
     together, lock = threading.Barrier(3), threading.Lock()
     active, most = 0, 0
@@ -390,7 +330,7 @@ def test_as_many_questions_as_allowed_are_under_way_at_once(
     assert most == 3
 
 
-def test_an_error_in_one_thread_ends_the_waits_of_the_others(server: Server, tmp_path: Path) -> None:
+def test_an_error_in_one_thread_ends_the_waits_of_the_others(server: ChatServer, tmp_path: Path) -> None:
     waiting, stopped = threading.Event(), []
 
     def pause(seconds: float) -> bool:
@@ -411,7 +351,7 @@ def test_an_error_in_one_thread_ends_the_waits_of_the_others(server: Server, tmp
     assert stopped == [True]
 
 
-def test_whoever_stops_the_client_gets_no_half_answer(server: Server, tmp_path: Path) -> None:
+def test_whoever_stops_the_client_gets_no_half_answer(server: ChatServer, tmp_path: Path) -> None:
     def pause(_: float) -> bool:
         client.stop.set()
         return True
@@ -446,7 +386,7 @@ def test_a_cache_survives_a_torn_line_and_strange_ones(tmp_path: Path) -> None:
     assert path.read_bytes() == whole
 
 
-def test_another_models_answers_are_not_taken(server: Server, make: Callable[..., EndpointTagger]) -> None:
+def test_another_models_answers_are_not_taken(server: ChatServer, make: Callable[..., EndpointTagger]) -> None:
     make().tag(["a"])
     make(model="other").tag(["a"])
     make(model="other").tag(["a"])
