@@ -5,6 +5,7 @@ whatever model it is given.
 """
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -132,7 +133,10 @@ ROW_TYPES: dict[str, type[Any]] = {
 
 
 class RowWriter:
-    """Writes rows of one type to a Parquet file, a batch at a time, so that memory does not grow with the file."""
+    """Writes rows of one type to a Parquet file, a batch at a time, so that memory does not grow with the file.
+
+    A batch is compressed beside the caller's own work; an error in it is raised by the next one, or by close.
+    """
 
     def __init__(self, path: Path, row_type: type[Any], batch_rows: int = 4096) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,6 +146,8 @@ class RowWriter:
         self._batches: list[pa.RecordBatch] = []
         self._waiting, self._batch_rows = 0, batch_rows
         self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
 
     def write(self, row: Row) -> None:
         # Not dataclasses.asdict: it copies every token id on its own.
@@ -168,14 +174,24 @@ class RowWriter:
     def _flush(self) -> None:
         self._pack()
         if self._waiting:
-            self._writer.write_table(pa.Table.from_batches(self._batches, schema=self._schema))
+            self._wait()
+            table = pa.Table.from_batches(self._batches, schema=self._schema)
+            self._writing = self._thread.submit(self._writer.write_table, table)
             self._batches.clear()
             self._waiting = 0
+
+    def _wait(self) -> None:
+        """Until what is being written is; raises its error."""
+        if self._writing is not None:
+            under_way, self._writing = self._writing, None
+            under_way.result()
 
     def close(self) -> None:
         try:
             self._flush()
+            self._wait()
         finally:
+            self._thread.shutdown()
             self._writer.close()
 
     def __enter__(self) -> "RowWriter":

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from components.core.errors import UserError
 from components.core.records import DATA_ROLES, Message
 from components.data_prep import checks
 from components.data_prep.checks import Reject, require
-from components.data_prep.text import repaired
+from components.data_prep.text import is_plain, repaired
 
 Row = dict[str, Any]
 
@@ -304,10 +304,21 @@ def map_texts(item: Item, function: Callable[[str], str]) -> Item:
     return replace(item, messages=messages, text=function(item.text))
 
 
+def texts(item: Item) -> Iterator[str]:
+    """Every text of an item that map_texts would give to its function."""
+    yield from (turn["content"] for turn in item.messages)
+    if isinstance(item, Judged):
+        yield from item.responses
+    elif isinstance(item, Document):
+        yield item.text
+
+
 def repair(item: Item, role: str, settings: TextRepair, done: Counter[str]) -> Item:
     """The item with its texts made whole, which is counted in `done`. Raises Reject where one cannot be, or nothing of
     it is left."""
     found: Counter[str] = Counter()
+    if all(map(is_plain, texts(item))):
+        return item
 
     def whole(text: str) -> str:
         text, changes = repaired(text, settings)

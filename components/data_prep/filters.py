@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from components.core.config import Filters
-from components.data_prep.adapters import Document, Item, Judged, map_texts
+from components.data_prep.adapters import Document, Item, Judged, map_texts, texts
 from components.data_prep.checks import Reject, require
 from components.data_prep.decontaminate import Benchmarks
-from components.data_prep.personal_data import mask
+from components.data_prep.personal_data import mask, may_have
 from components.data_prep.readers import read
 from components.data_prep.templates import is_tool_use, template_rule
 
@@ -45,6 +45,8 @@ class RowFilters:
 
 def _masked(item: Item) -> tuple[Item, Counter[str]]:
     found: Counter[str] = Counter()
+    if not any(map(may_have, texts(item))):
+        return item, found
 
     def masked(text: str) -> str:
         text, kinds = mask(text)

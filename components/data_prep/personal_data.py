@@ -42,6 +42,11 @@ _MAY_HAVE: dict[str, Callable[[str], bool]] = {
 }  # fmt: skip
 
 
+def may_have(text: str) -> bool:
+    """Whether a text is worth a second look: most are not."""
+    return any(look(text) for look in _MAY_HAVE.values())
+
+
 def find(text: str) -> Iterator[tuple[str, re.Match[str]]]:
     """(kind, match) of everything personal, kind by kind; a later kind is not looked for inside an earlier one."""
     taken: list[tuple[int, int]] = []

@@ -30,7 +30,7 @@ from components.data_prep.rows import to_json
 from components.data_prep.shards import Shards, ShardWriter
 from components.data_prep.sources import provenance
 from components.data_prep.units import units
-from components.data_prep.workers import make_mapper, map_units
+from components.data_prep.workers import map_units
 from components.data_prep.write import RoleFiles, RoleWork
 
 log = logging.getLogger(__name__)
@@ -96,11 +96,10 @@ def settings_of(step: Step) -> dict[str, Any]:
 def map_shard(step: Step, config: DataPrepConfig, folder: Path, shard: int, shards: int) -> dict[str, Any]:
     """Map every `shards`-th unit of all sources into `folder`; returns the rows of each role."""
     data_root, model = step.spec.inputs.get("data_root", ""), step.input("base_model")
-    mapper = make_mapper(config, model, data_root, step.work)
     given = units(config.sources, data_root, step.spec.seed, shard, shards)
     processes = 1 if use_threads(config) else config.resources.threads or len(os.sched_getaffinity(0))
     with ShardWriter(folder, settings_of(step)) as writer:
-        for unit in map_units(given, mapper, model, data_root, step.work, processes):
+        for unit in map_units(given, config, model, data_root, step.work, processes):
             writer.add(unit)
         return {role: {"rows": rows} for role, rows in writer.rows.items()}
 

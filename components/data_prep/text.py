@@ -23,7 +23,7 @@ def repaired(text: str, settings: TextRepair) -> tuple[str, Counter[str]]:
     repaired stays as it is when it is repaired again.
     """
     done: Counter[str] = Counter()
-    if text.isascii() and len(text.encode().translate(None, _ASCII_INVISIBLE)) == len(text):
+    if is_plain(text):
         return text, done
     for _ in range(_ROUNDS):
         before = text
@@ -33,6 +33,11 @@ def repaired(text: str, settings: TextRepair) -> tuple[str, Counter[str]]:
         if text == before:
             return text, done
     raise Reject("broken_encoding")
+
+
+def is_plain(text: str) -> bool:
+    """Whether a text needs no repair under any settings, as nearly all that is ASCII."""
+    return text.isascii() and len(text.encode().translate(None, _ASCII_INVISIBLE)) == len(text)
 
 
 def _decoded(text: str, settings: TextRepair, done: Counter[str]) -> str:

@@ -26,22 +26,23 @@ def make_mapper(config: DataPrepConfig, model: Path, data_root: str, work: Path)
 
 
 def map_units(
-    units: Iterator[Unit], mapper: Mapper, model: Path, data_root: str, work: Path, processes: int
+    units: Iterator[Unit], config: DataPrepConfig, model: Path, data_root: str, work: Path, processes: int
 ) -> Iterator[Mapped]:
     """The units' results in their order. Few units are not worth a process of their own.
 
-    `mapper` is this process's; the others make theirs of the same settings. No more than two units a process are under
-    way, so that memory does not grow with the input.
+    No more than two units a process are under way, so that memory does not grow with the input.
     """
     first = list(islice(units, 2))
+    given = (config, model, data_root, work)
     if processes == 1 or len(first) < 2:
-        yield from map(mapper.map, chain(first, units))
+        yield from map(make_mapper(*given).map, chain(first, units))
         return
-    given = (mapper.config, model, data_root, work)
     pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start, initargs=given)
     under_way: deque[Future[Mapped]] = deque()
     try:
-        for unit in chain(first, units):
+        under_way.extend(pool.submit(_map, unit) for unit in first)
+        make_mapper(*given)  # while they start: what it refuses, it says here, where somebody reads it
+        for unit in units:
             under_way.append(pool.submit(_map, unit))
             if len(under_way) >= 2 * processes:
                 yield under_way.popleft().result()
@@ -56,11 +57,15 @@ def _start(config: DataPrepConfig, model: Path, data_root: str, work: Path) -> N
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to act on
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # Rows are trees, which end with their last reference. Looking for cycles after each 700 objects, as Python does,
-    # takes a quarter of what a row costs beside its tokens.
+    seldom_collect()
+    _mapper = make_mapper(config, model, data_root, work)
+
+
+def seldom_collect() -> None:
+    """For processes that do nothing but handle rows: these are trees, which end with their last reference. Looking for
+    cycles after each 700 objects, as Python does, takes a quarter of what a row costs beside its tokens."""
     gc.freeze()
     gc.set_threshold(200_000)
-    _mapper = make_mapper(config, model, data_root, work)
 
 
 def _end_with_parent() -> None:
