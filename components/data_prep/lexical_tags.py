@@ -29,12 +29,14 @@ class LexicalTagger:
         for part in _BREAK.split(text if text.isascii() else _HAN.sub(",", text)):
             before = ""
             for word in part.split():
-                found = _in_word(word)
-                tasks |= found.tasks
-                # Of a keyphrase the last word, which is mostly its head.
-                if before and not found.is_topic:
+                found, is_topic = _in_word(word)
+                if found:
+                    tasks |= found
+                if is_topic:
+                    before = word
+                elif before:  # of a keyphrase the last word, which is mostly its head
                     topics[before] = None
-                before = word if found.is_topic else ""
+                    before = ""
             if before:
                 topics[before] = None
         if not text.isascii():

@@ -13,11 +13,10 @@ and, when all shards know the mapping so far, `count_together`.
 import re
 import unicodedata
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import combinations_with_replacement
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +27,9 @@ Embed = Callable[[Sequence[str]], Vectors]
 """Tags in, an array (tags, dimensions) out. Its rows need not have length 1; a tag whose row is 0 is like no other."""
 Together = Counter[tuple[str, str]]
 """Rows that have both tags of a pair, the first of the alphabet first; (tag, tag) counts the rows that have one."""
+
+
+_TAGS_COUNTED_AT_ONCE = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,27 @@ def count_together(
     """How many rows have each normal tag and each two of them. Tags that cannot reach the support are left out, judged
     by `counts`, the raw tags of all rows."""
     most = _totals(merged.mapping, counts)
-    worth = {tag for tag, number in most.items() if number >= settings.min_support}
+    names = sorted(tag for tag, number in most.items() if number >= settings.min_support)
+    number = {name: index for index, name in enumerate(names)}
+    of_raw = {raw: number[tag] for raw, tag in merged.mapping.items() if tag in number}
     together: Together = Counter()
+    waiting: dict[int, list[int]] = defaultdict(list)  # by their number in a row, the tags of rows
+
+    def count(length: int) -> None:
+        table = np.array(waiting.pop(length), np.int64).reshape(-1, length)
+        one, other = np.triu_indices(length)
+        codes, times = np.unique(table[:, one] * len(names) + table[:, other], return_counts=True)
+        for code, found in zip(codes.tolist(), times.tolist(), strict=True):
+            together[names[code // len(names)], names[code % len(names)]] += found
+
     for row in rows:
-        together.update(combinations_with_replacement(sorted(worth.intersection(merged.tags(row))), 2))
+        found = sorted({of_raw[tag] for tag in row if tag in of_raw})
+        if found:
+            waiting[len(found)] += found
+            if len(waiting[len(found)]) >= _TAGS_COUNTED_AT_ONCE:
+                count(len(found))
+    for length in list(waiting):
+        count(length)
     return together
 
 

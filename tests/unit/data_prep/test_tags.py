@@ -3,7 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Sequence
-from itertools import permutations
+from itertools import combinations_with_replacement, permutations
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from components.data_prep import tags
 from components.data_prep.tags import (
     Normalisation,
     Settings,
@@ -206,6 +207,21 @@ def test_a_group_on_the_left_makes_no_rule() -> None:
 def count_pairs(rows: list[str]) -> Counter[tuple[str, str]]:
     counts = count_tags(rows)
     return count_together(rows, Normalisation({tag: tag for tag in counts}, {}), counts)
+
+
+@given(rows=st.lists(st.text("abcd", max_size=4), max_size=30), at_once=st.integers(1, 9))
+def test_pairs_are_counted_alike_however_many_at_once(rows: list[str], at_once: int) -> None:
+    counts = count_tags(rows)
+    settings = Settings(min_support=2)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(tags, "_TAGS_COUNTED_AT_ONCE", at_once)
+        found = count_together(rows, Normalisation({tag: tag for tag in counts}, {}), counts, settings)
+    worth = [tag for tag in sorted(counts) if counts[tag] >= 2]
+    assert found == {
+        (one, other): number
+        for one, other in combinations_with_replacement(worth, 2)
+        if (number := sum(one in row and other in row for row in rows))
+    }
 
 
 @given(rows=ROWS, seed=st.randoms())
