@@ -21,6 +21,7 @@ from pipelines import profiles
 from pipelines.definitions import definition
 from pipelines.display import display
 from pipelines.figures import read_figures, report_uri, summary, verdict
+from pipelines.plan.command import plan_command
 from pipelines.progress import duration
 from pipelines.runs import Run, all_runs, default_id, find
 from pipelines.starts import absolute, from_run
@@ -34,6 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command("plan")(plan_command)
 config_app = typer.Typer(help="About the settings.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
 

@@ -1,0 +1,1 @@
+"""`kubealign plan`: what a run will need, before it costs anything."""
