@@ -41,6 +41,7 @@ _KUBERNETES = ("kube-apiserver", "kube-controller-manager", "kube-proxy", "kube-
 _VERSION = "k8s.io/component-base/version"
 
 MODULES = {
+    "helm": Module({"helm": "helm.sh/helm/v4/cmd/helm", "kubeconform": "github.com/yannh/kubeconform/cmd/kubeconform"}),
     "kubernetes": Module(
         {
             **{name: f"k8s.io/kubernetes/cmd/{name}" for name in _KUBERNETES},

@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parents[1]
 HOUSE = HERE.parents[1]
 FAILED = "KUBEALIGN_FAILED"  # where conftest.py writes the names of tests that failed
 SHARED = "KUBEALIGN_SHARED"  # a folder for what several runs of pytest make only once
-_OPTIONAL = ("trainer", "jobset", "kueue", "prometheus")  # of some tests
+_OPTIONAL = ("trainer", "jobset", "kueue", "prometheus", "helm")  # of some tests
 _WORKERS = 2  # of two cores; while one waits for a time limit, the other works
 # GiB: images built anew take 7, on their way to containerd another 7, there 13.
 _DISK = 27
