@@ -742,6 +742,14 @@ def load_profile(path: Path, overrides: list[str] | None = None, shipped: Path |
     return _validate(Profile, values, str(path.name))
 
 
+def overridden(profile: Profile, overrides: list[str]) -> Profile:
+    """The profile with `key.path=value` overrides, checked again."""
+    values = profile.model_dump()
+    for override in overrides:
+        _apply_override(values, override)
+    return _validate(Profile, values, profile.name)
+
+
 def _read_profile(path: Path, shipped: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
         raise UserError(f"{path.name}: profiles extend each other in a circle")

@@ -305,12 +305,13 @@ def map_texts(item: Item, function: Callable[[str], str]) -> Item:
 
 
 def texts(item: Item) -> Iterator[str]:
-    """Every text of an item that map_texts would give to its function."""
+    """Every text of an item; a document's holds what its messages hold."""
+    if isinstance(item, Document):
+        yield item.text
+        return
     yield from (turn["content"] for turn in item.messages)
     if isinstance(item, Judged):
         yield from item.responses
-    elif isinstance(item, Document):
-        yield item.text
 
 
 def repair(item: Item, role: str, settings: TextRepair, done: Counter[str]) -> Item:

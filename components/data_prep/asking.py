@@ -53,7 +53,8 @@ class Questions(Generic[T]):
         What was answered by then is kept.
         """
         self._given += len(texts)
-        keys = [self._key(text) for text in texts]
+        instruction, model = self._question.instruction, self._client.endpoint.model
+        keys = [answer_key(instruction, model, text) for text in texts]
         asked = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._answers.read}
         todo = iter(asked.items())
         stop = self._client.stop
@@ -80,11 +81,6 @@ class Questions(Generic[T]):
             finally:
                 stop.set()
         return [self._answers.read.get(key) for key in keys]
-
-    def _key(self, text: str) -> str:
-        """What an answer depends on."""
-        parts = json.dumps([self._question.instruction, self._client.endpoint.model, text])
-        return hashlib.sha256(parts.encode()).hexdigest()[:32]
 
     def _one(self, key: str, text: str) -> None:
         try:
@@ -124,6 +120,11 @@ class Questions(Generic[T]):
         if is_gone or 2 * causes["unreachable"] >= sum(causes.values()):
             raise RetryableError(what, where=where, fix=f"{kept}; try again when the endpoint is well")
         raise UserError(what, where=where, fix=f"{kept}; take another model or raise {self._question.limit}")
+
+
+def answer_key(instruction: str, model: str, text: str) -> str:
+    """What an answer depends on."""
+    return hashlib.sha256(json.dumps([instruction, model, text]).encode()).hexdigest()[:32]
 
 
 class Answers(Generic[T]):

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from components.core.config import Filters
-from components.data_prep.adapters import Document, Item, Judged, map_texts, texts
+from components.data_prep.adapters import Document, Item, map_texts, texts
 from components.data_prep.checks import Reject, require
 from components.data_prep.decontaminate import Benchmarks
 from components.data_prep.personal_data import mask, may_have
@@ -31,7 +31,7 @@ class RowFilters:
         """Raises Reject for a row that must not be trained on."""
         if role in self.config.templates and not is_tool_use(item.messages) and (rule := template_rule(item.messages)):
             raise Reject(rule)
-        require(not any(map(self.benchmarks.contain, _texts(item))), "benchmark")
+        require(not any(map(self.benchmarks.contain, texts(item))), "benchmark")
 
     def clean(self, item: Item, notes: Counter[str]) -> Item:
         """The item without personal data, counted in `notes`. Raises Reject where such rows are to be dropped."""
@@ -57,15 +57,6 @@ def _masked(item: Item) -> tuple[Item, Counter[str]]:
     if isinstance(item, Document):
         return replace(item, text=masked(item.text)), found  # which holds what its messages hold
     return map_texts(item, masked), found
-
-
-def _texts(item: Item) -> Iterator[str]:
-    if isinstance(item, Document):
-        yield item.text
-        return
-    yield from (message["content"] for message in item.messages)
-    if isinstance(item, Judged):
-        yield from item.responses
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -16,7 +16,7 @@ from components.core.chatml import DEFAULT_SYSTEM, ChatTokenizer
 from components.core.config import DataPrepConfig, Source
 from components.core.records import DATA_ROLES, ROW_TYPES, Comparison, Message
 from components.data_prep import dedup, split
-from components.data_prep.adapters import Document, Item, Judged
+from components.data_prep.adapters import Document, Item, Judged, texts
 from components.data_prep.card import source_names
 from components.data_prep.checks import Reject, require
 from components.data_prep.comparisons import group, pair_limit
@@ -296,14 +296,9 @@ def exchanges(item: Item) -> list[Exchange]:
 
 def encoded_texts(item: Item) -> Iterator[str]:
     """All texts that become token ids."""
-    if isinstance(item, Document):
-        yield item.text
-        return
-    if not item.messages or item.messages[0]["role"] != "system":
+    if not isinstance(item, Document) and (not item.messages or item.messages[0]["role"] != "system"):
         yield DEFAULT_SYSTEM
-    yield from (message["content"] for message in item.messages)
-    if isinstance(item, Judged):
-        yield from item.responses
+    yield from texts(item)
 
 
 def asked_text(item: Item) -> str:

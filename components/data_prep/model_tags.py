@@ -1,14 +1,12 @@
 """Tags by a chat model on this machine, such as InsTag's own tagger. Asked as the one behind an endpoint is, greedily;
 an answer that is no list of tags is not asked for again, since it would come again."""
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 from components.core.errors import UserError
-from components.data_prep.asking import Answers
+from components.data_prep.asking import Answers, answer_key
 from components.data_prep.local_models import load
 from components.data_prep.taggers import INSTRUCTION, read_tags
 
@@ -32,7 +30,7 @@ class ModelTagger:
     def tag(self, queries: list[str]) -> list[list[str] | None]:
         """Raises UserError where more than the limit of all queries so far stay untagged; what was answered is kept."""
         self._given += len(queries)
-        keys = [self._key(query) for query in queries]
+        keys = [answer_key(INSTRUCTION, self._model, query) for query in queries]
         asked = {key: query for key, query in zip(keys, queries, strict=True) if key not in self._answers.read}
         todo = sorted(asked.items(), key=lambda item: (len(item[1]), item[0]))  # so that little is padded
         for begin in range(0, len(todo), self._batch):
@@ -48,10 +46,6 @@ class ModelTagger:
                 fix=f"the answers so far are kept in {self._cache}; take another model or raise max_untagged_ratio",
             )  # fmt: skip
         return [self._answers.read.get(key) for key in keys]
-
-    def _key(self, query: str) -> str:
-        """What an answer depends on."""
-        return hashlib.sha256(json.dumps([INSTRUCTION, self._model, query]).encode()).hexdigest()[:32]
 
 
 def load_generate(name: str, revision: str, work: Path, longest: int = 2048, new_tokens: int = 512) -> Generate:

@@ -31,15 +31,27 @@ _KINDS = {"key": _KEY, "email": _EMAIL, "card": _CARD, "phone": _PHONE}
 # What a kind cannot do without, in as few looks as possible: nearly all texts, arithmetic too, cost these alone.
 _DIGITS_OF_CARD = re.compile(r"\d(?:[ -]?\d){12}")
 _DIGITS_OF_PHONE = re.compile(r"\d\d\d(?:\) ?\d\d\d|[.-]\d\d\d[.-]\d|[ -]?\d\d\d\d[ -]?\d)")
+_MARKS_OF_KEY = (
+    "sk-",
+    "hf_",
+    "xox",
+    "eyJ",
+    "AKIA",
+    "ASIA",
+    "ghp_",
+    "gho_",
+    "ghu_",
+    "ghs_",
+    "ghr_",
+    "github_pat_",
+    "-----BEGIN",
+)
 _MAY_HAVE: dict[str, Callable[[str], bool]] = {
-    "key": lambda text: any(
-        ["sk-" in text, "hf_" in text, "xox" in text, "eyJ" in text, "AKIA" in text, "ASIA" in text, "gh" in text
-         and ("_" in text), "-----BEGIN" in text]
-    ),
+    "key": lambda text: any(mark in text for mark in _MARKS_OF_KEY),
     "email": lambda text: "@" in text,
     "card": lambda text: bool(_DIGITS_OF_CARD.search(text)),
     "phone": lambda text: "+" in text or bool(_DIGITS_OF_PHONE.search(text)),
-}  # fmt: skip
+}
 
 
 def may_have(text: str) -> bool:

@@ -56,9 +56,9 @@ def prepare(step: Step) -> None:
         shards = Shards(folders or [folder / "shard"], settings_of(step))
         decisions = decide(shards, config)
         tokenizer = ChatTokenizer.load(step.input("base_model"))
-        data_root = step.spec.inputs.get("data_root", "")
         metrics = {
-            role: write_role(role, decisions, config, tokenizer, shards, folder / role, data_root) for role in roles
+            role: write_role(role, decisions, config, tokenizer, shards, folder / role, data_root_of(step))
+            for role in roles
         }
         step.finish({role: folder / role for role in roles}, metrics)
 
@@ -90,12 +90,17 @@ def scratch(step: Step) -> Iterator[Path]:
 def settings_of(step: Step) -> dict[str, Any]:
     """What shards of one input have in common."""
     config = step.config.model_dump(mode="json", exclude={"resources", "shard"})
-    return {"config": config, "seed": step.spec.seed, "data_root": step.spec.inputs.get("data_root", "")}
+    return {"config": config, "seed": step.spec.seed, "data_root": data_root_of(step)}
+
+
+def data_root_of(step: Step) -> str:
+    """Where the raw data lies; "" where paths are whole."""
+    return step.spec.inputs.get("data_root", "")
 
 
 def map_shard(step: Step, config: DataPrepConfig, folder: Path, shard: int, shards: int) -> dict[str, Any]:
     """Map every `shards`-th unit of all sources into `folder`; returns the rows of each role."""
-    data_root, model = step.spec.inputs.get("data_root", ""), step.input("base_model")
+    data_root, model = data_root_of(step), step.input("base_model")
     given = units(config.sources, data_root, step.spec.seed, shard, shards)
     processes = 1 if use_threads(config) else config.resources.threads or len(os.sched_getaffinity(0))
     with ShardWriter(folder, settings_of(step)) as writer:

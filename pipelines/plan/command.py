@@ -11,7 +11,7 @@ from rich.table import Table
 from components.core.config import Profile
 from components.core.errors import UserError
 from pipelines import profiles
-from pipelines.plan.estimate import GIB, GPUS, Assumptions, StepPlan, plan
+from pipelines.plan.estimate import AFTER, GIB, GPUS, Assumptions, StepPlan, plan
 
 _PARTS = {
     "state": ("weights", "gradients", "optimiser", "buffers"), "activations": ("activations", "logits"),
@@ -38,7 +38,7 @@ def plan_command(
         gpu=gpu, mfu=mfu, row_tokens=row_tokens, pmp_pairs=pmp_pairs, reward_model_pairs=reward_model_pairs, price=price
     )
     if nodes is not None:
-        overrides = [*overrides, *(f"{step}.resources.nodes={nodes}" for step in ("sft", "pmp", "reward_model", "ppo"))]
+        overrides = [*overrides, *(f"{step}.resources.nodes={nodes}" for step in AFTER)]
     chosen = profiles.load(profile, overrides)
     steps = plan(chosen, given)
     if as_json:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from components.core.config import Profile, Trainer
+from components.core.config import Profile, Trainer, overridden
 from pipelines.plan import memory
 from pipelines.plan.memory import Batch, Memory, Moments
 from pipelines.plan.shapes import Shape, base_shape
@@ -76,13 +76,13 @@ class StepPlan:
         return self.hours * self.gpus
 
 
-_AFTER = {"sft": (), "pmp": (), "reward_model": ("pmp",), "ppo": ("sft", "reward_model")}
+AFTER: dict[str, tuple[str, ...]] = {"sft": (), "pmp": (), "reward_model": ("pmp",), "ppo": ("sft", "reward_model")}
 
 
 def plan(profile: Profile, given: Assumptions) -> list[StepPlan]:
     """Raises UserError where the base model's sizes cannot be told."""
     shape = base_shape(profile.base_model)
-    return [_step(profile, step, shape, given) for step in _AFTER]
+    return [_step(profile, step, shape, given) for step in AFTER]
 
 
 def _step(profile: Profile, step: str, shape: Shape, given: Assumptions) -> StepPlan:
@@ -95,7 +95,7 @@ def _step(profile: Profile, step: str, shape: Shape, given: Assumptions) -> Step
     left = margin(needed, gpu)
     models = 2 if step == "ppo" else 1
     return StepPlan(
-        step=step, after=_AFTER[step], nodes=config.resources.nodes, gpus=gpus, moment=moment, memory=needed,
+        step=step, after=AFTER[step], nodes=config.resources.nodes, gpus=gpus, moment=moment, memory=needed,
         margin=left, tokens=tokens, hours=hours, cost=None if price is None else hours * gpus * price,
         storage=models * shape.parameters * (_SAVED * config.keep_checkpoints + memory.width(config)),
         suggestion=suggestion(profile, step, shape, given) if left < 0 else "",
@@ -166,14 +166,10 @@ def _work(profile: Profile, step: str, shape: Shape, given: Assumptions) -> tupl
 def suggestion(profile: Profile, step: str, shape: Shape, given: Assumptions) -> str:
     """The first settings, from the cheapest on, with which the step fits; "" where none of them helps."""
     for changes in _cheapest_first(getattr(profile, step)):
-        config = getattr(profile, step)
-        for path, value in changes.items():
-            head, _, rest = path.partition(".")
-            changed = value if not rest else getattr(config, head).model_copy(update={rest: value})
-            config = config.model_copy(update={head: changed})
-        other = profile.model_copy(update={step: config})
+        settings = [f"{step}.{path}={str(value).lower()}" for path, value in changes.items()]
+        other = overridden(profile, settings)
         if margin(memory.peak(moments(other, step, shape, given))[1], GPUS[given.gpu]) >= 0:
-            return " ".join(f"--set {step}.{path}={str(value).lower()}" for path, value in changes.items())
+            return " ".join(f"--set {setting}" for setting in settings)
     return ""
 
 

@@ -70,21 +70,18 @@ def width(config: Trainer) -> int:
 
 def activations(shape: Shape, batch: Batch, config: Trainer, *, copies: int = 0) -> float:
     """What a micro-batch's forward pass keeps. `copies` of attention's output: 1 where it is not flash attention's."""
-    b = width(config)
-    stream = 8 * shape.hidden if b == 2 else 0
-    normed = (4 if b == 2 else 6) * shape.hidden * b
+    b, norm = width(config), norm_bytes(shape, config)
     attention = ((2 + copies) * shape.query_width + 2 * shape.key_width) * b + 4 * shape.heads
     mlp = 4 * shape.intermediate * b
-    layer = stream + normed + attention + mlp
+    layer = 2 * norm + attention + mlp
     # The last layer's MLP sees the wanted positions only, and so do both norms after its attention.
-    last = (stream + normed) / 2 + attention + batch.wanted * ((stream + normed) / 2 + mlp)
-    return batch.tokens * ((shape.layers - 1) * layer + last + final_norm(shape, batch, config))
+    last = norm + attention + batch.wanted * (norm + mlp)
+    return batch.tokens * ((shape.layers - 1) * layer + last + batch.wanted * norm)
 
 
-def final_norm(shape: Shape, batch: Batch, config: Trainer) -> float:
-    """Bytes a token that the norm before the output layer keeps."""
-    b = width(config)
-    return batch.wanted * (6 if b == 4 else 8) / 2 * shape.hidden * b
+def norm_bytes(shape: Shape, config: Trainer) -> float:
+    """Of a token in a norm: what comes in as fp32 (in fp32 that is the stream itself), normed, and weighted."""
+    return (4 + 2 * width(config)) * shape.hidden
 
 
 def logits(shape: Shape, batch: Batch) -> float:
@@ -111,7 +108,9 @@ def training(shape: Shape, batch: Batch, config: Trainer, world: int, *, copies:
     # Of every layer only what comes in; one layer at a time is computed again, after the loss has been.
     inputs = batch.tokens * shape.layers * shape.hidden * width(config)
     return {
-        "loss": replace(left, activations=inputs + batch.tokens * final_norm(shape, batch, config), logits=of_loss),
+        "loss": replace(
+            left, activations=inputs + batch.tokens * batch.wanted * norm_bytes(shape, config), logits=of_loss
+        ),
         "backward": replace(left, activations=inputs + one_layer + under_way),
         "step": state,
     }
